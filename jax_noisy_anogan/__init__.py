@@ -1,0 +1,1 @@
+"""Noisy-AnoGAN: anomaly detection with a progressive GAN that unlearns known defects."""

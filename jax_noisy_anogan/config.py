@@ -1,0 +1,411 @@
+"""Every setting of a run, typed, in one place, with one `validate`.
+
+A config file (`configs/*.py`) returns a `Config`; the command line overrides single fields
+(`--config.loss.gamma=0.5`). `validate` is called once, before any work starts; the rooms of the
+package then receive their own section only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DATASETS = (
+    "mnist5k",
+    "mnist",
+    "ir_mnist",
+    "caltech256",
+    "image_folder",
+    "synthetic",
+)
+OBJECTIVES = ("equation_15", "equation_18", "wgan_gp")
+PENALTIES = ("r1", "gp", "none")
+PRIORS = ("uniform", "normal")
+SEARCH_OPTIMIZERS = ("adam", "sgd", "rmsprop", "adamax", "lion", "lbfgs")
+REDUCTIONS = ("sum", "mean")
+
+
+class ConfigError(ValueError):
+    """A setting is missing, of the wrong type, out of range, or contradicts another one."""
+
+
+@dataclass
+class DataConfig:
+    """Which images, from where, and how they are divided.
+
+    `root` is the folder of source files (not needed by `mnist5k` and `synthetic`); prepared records
+    go to `cache_dir`.
+    """
+
+    name: str = "mnist5k"
+    root: str = ""
+    cache_dir: str = "~/.cache/jax_noisy_anogan"
+    digit: int = 0
+    channels: int = 1
+    split_seed: int = 0
+    train_fraction: float = 0.7
+    known_abnormal_fraction: float = 0.1
+    validation_fraction: float = 0.15
+    max_test_images: int = 0
+
+
+@dataclass
+class NetworkConfig:
+    """Widths of both networks; Karras et al. 2018, Table 2, at the defaults."""
+
+    fmap_base: int = 8192
+    fmap_max: int = 512
+    latent_size: int = 512
+    prior: str = "uniform"
+    stddev_group: int = 4
+    compute_dtype: str = "float32"
+
+
+@dataclass
+class GrowthConfig:
+    """Progressive growing, in images shown to the discriminator.
+
+    `minibatch` maps a resolution (written as text, as in JSON) to the global minibatch;
+    resolutions that are not named take `minibatch_default`.
+    """
+
+    start_resolution: int = 4
+    resolution: int = 32
+    stable_images: int = 600_000
+    fade_images: int = 600_000
+    final_images: int = 600_000
+    minibatch_default: int = 16
+    minibatch: dict[str, int] = field(
+        default_factory=lambda: {"256": 14, "512": 6, "1024": 3}
+    )
+
+
+@dataclass
+class LossConfig:
+    """The paper's objective; `gamma = 1` is plain AnoGAN."""
+
+    gamma: float = 0.1
+    objective: str = "equation_18"
+    penalty: str = "r1"
+    penalty_weight: float = 10.0
+    penalty_interval: int = 1
+    drift_weight: float = 0.001
+
+
+@dataclass
+class OptimConfig:
+    """Adam on both networks, and the averaged copy of G that is used for everything but training."""
+
+    learning_rate: float = 0.001
+    b1: float = 0.0
+    b2: float = 0.99
+    eps: float = 1e-8
+    ema_half_life_images: float = 10_000.0
+
+
+@dataclass
+class SearchConfig:
+    """Latent search, Algorithm 1 of the paper (lambda = 0.1, n = 500)."""
+
+    steps: int = 500
+    optimizer: str = "adam"
+    learning_rate: float = 0.1
+    restarts: int = 1
+    feature_weight: float = 0.1
+    feature_resolution: int = 4
+    reduction: str = "sum"
+    batch_size: int = 64
+    record_curve: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """How a run proceeds: seeds, checkpoints, logging."""
+
+    seed: int = 0
+    checkpoint_every_images: int = 50_000
+    keep_checkpoints: int = 2
+    log_every_steps: int = 50
+    sample_images: int = 64
+    tensorboard: bool = False
+    compilation_cache_dir: str = ""
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def _fail(name: str, value: Any, expected: str) -> typing.NoReturn:
+    raise ConfigError(f"config.{name} is {value!r}: expected {expected}")
+
+
+def _require_type(name: str, value: Any, annotation: Any) -> None:
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        if not any(_matches(value, option) for option in typing.get_args(annotation)):
+            _fail(name, value, " or ".join(str(a) for a in typing.get_args(annotation)))
+    elif not _matches(value, annotation):
+        _fail(name, value, f"a value of type {getattr(annotation, '__name__', annotation)}")
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if origin is dict:
+        key_type, value_type = typing.get_args(annotation)
+        return isinstance(value, dict) and all(
+            _matches(k, key_type) and _matches(v, value_type) for k, v in value.items()
+        )
+    if origin is tuple:
+        item_type = typing.get_args(annotation)[0]
+        return isinstance(value, tuple | list) and all(_matches(v, item_type) for v in value)
+    return isinstance(value, annotation)
+
+
+def _check_types(section: Any, prefix: str = "") -> None:
+    hints = typing.get_type_hints(type(section))
+    for item in dataclasses.fields(section):
+        name, value = f"{prefix}{item.name}", getattr(section, item.name)
+        if dataclasses.is_dataclass(hints[item.name]):
+            _require_type(name, value, hints[item.name])
+            _check_types(value, f"{name}.")
+        else:
+            _require_type(name, value, hints[item.name])
+            if isinstance(value, float) and not math.isfinite(value):
+                _fail(name, value, "a finite number")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        _fail(name, value, "one of " + ", ".join(choices))
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if value < low:
+        _fail(name, value, f"at least {low}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    """`low < value <= high`."""
+    if not low < value <= high:
+        _fail(name, value, f"above {low} and at most {high}")
+
+
+def _power_of_two(name: str, value: int, low: int, high: int) -> None:
+    if not (low <= value <= high and value & (value - 1) == 0):
+        _fail(name, value, f"a power of two from {low} to {high}")
+
+
+def minibatch_at(growth: GrowthConfig, resolution: int) -> int:
+    """Global minibatch at `resolution`."""
+    return growth.minibatch.get(str(resolution), growth.minibatch_default)
+
+
+def validate(config: Config) -> Config:
+    """Check every field's type and range and every combination.
+
+    Returns:
+      The same config, so that a call can be chained.
+
+    Raises:
+      ConfigError: names the first field that is wrong, its value and what was expected.
+    """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"the config file returned {type(config).__name__}: expected jax_noisy_anogan.config."
+            "Config (configs/toy2d.py belongs to `python -m jax_noisy_anogan.toy2d`)"
+        )
+    _check_types(config)
+    _validate_data(config.data)
+    _validate_network(config)
+    _validate_growth(config)
+    _validate_loss(config)
+    _validate_search(config)
+
+    optim = config.optim
+    _between("optim.learning_rate", optim.learning_rate, 0.0, 1.0)
+    for name in ("b1", "b2"):
+        if not 0.0 <= getattr(optim, name) < 1.0:
+            _fail(f"optim.{name}", getattr(optim, name), "at least 0 and below 1")
+    _between("optim.eps", optim.eps, 0.0, 1.0)
+    _at_least("optim.ema_half_life_images", optim.ema_half_life_images, 0.0)
+
+    train = config.train
+    for name, low in (
+        ("seed", 0),
+        ("checkpoint_every_images", 1),
+        ("keep_checkpoints", 1),
+        ("log_every_steps", 1),
+        ("sample_images", 1),
+    ):
+        _at_least(f"train.{name}", getattr(train, name), low)
+    if train.seed >= 2**31:
+        _fail("train.seed", train.seed, "below 2**31")
+    return config
+
+
+def _validate_data(data: DataConfig) -> None:
+    _one_of("data.name", data.name, DATASETS)
+    if data.channels not in (1, 3):
+        _fail("data.channels", data.channels, "1 (grey) or 3 (RGB)")
+    if not 0 <= data.digit <= 9:
+        _fail("data.digit", data.digit, "a digit from 0 to 9")
+    _at_least("data.split_seed", data.split_seed, 0)
+    for name in ("train_fraction", "validation_fraction"):
+        value = getattr(data, name)
+        if not 0.0 < value < 1.0:
+            _fail(f"data.{name}", value, "above 0 and below 1")
+    if not 0.0 <= data.known_abnormal_fraction < 1.0:
+        _fail("data.known_abnormal_fraction", data.known_abnormal_fraction, "from 0 to below 1")
+    _at_least("data.max_test_images", data.max_test_images, 0)
+    if data.name == "mnist" and not data.root:
+        _fail("data.root", data.root, "the folder that holds the four IDX files of MNIST")
+
+
+def _validate_network(config: Config) -> None:
+    network = config.network
+    for name, low in (("fmap_base", 8), ("fmap_max", 1), ("latent_size", 1), ("stddev_group", 1)):
+        _at_least(f"network.{name}", getattr(network, name), low)
+    _one_of("network.prior", network.prior, PRIORS)
+    _one_of("network.compute_dtype", network.compute_dtype, ("float32", "bfloat16"))
+    smallest = network.fmap_base >> (config.growth.resolution.bit_length() - 2)
+    if smallest < 1:
+        _fail(
+            "network.fmap_base",
+            network.fmap_base,
+            f"at least {config.growth.resolution // 2}, so that resolution "
+            f"{config.growth.resolution} keeps one channel",
+        )
+
+
+def _validate_growth(config: Config) -> None:
+    growth = config.growth
+    _power_of_two("growth.resolution", growth.resolution, 4, 1024)
+    _power_of_two("growth.start_resolution", growth.start_resolution, 4, 1024)
+    if growth.start_resolution > growth.resolution:
+        _fail(
+            "growth.start_resolution",
+            growth.start_resolution,
+            f"at most growth.resolution ({growth.resolution})",
+        )
+    for name in ("stable_images", "fade_images", "final_images", "minibatch_default"):
+        _at_least(f"growth.{name}", getattr(growth, name), 1)
+    valid = {str(2**k) for k in range(2, 11)}
+    for key, value in growth.minibatch.items():
+        if key not in valid:
+            _fail("growth.minibatch", key, "resolutions from 4 to 1024 as keys")
+        _at_least(f"growth.minibatch[{key}]", value, 1)
+    resolution = growth.start_resolution
+    while resolution <= growth.resolution:
+        batch, group = minibatch_at(growth, resolution), config.network.stddev_group
+        if batch > group and batch % group:
+            _fail(
+                f"growth.minibatch[{resolution}]",
+                batch,
+                f"a multiple of network.stddev_group ({group}), or less than it",
+            )
+        resolution *= 2
+
+
+def _validate_loss(config: Config) -> None:
+    loss = config.loss
+    _between("loss.gamma", loss.gamma, 0.0, 1.0)
+    _one_of("loss.objective", loss.objective, OBJECTIVES)
+    _one_of("loss.penalty", loss.penalty, PENALTIES)
+    _at_least("loss.penalty_weight", loss.penalty_weight, 0.0)
+    _at_least("loss.penalty_interval", loss.penalty_interval, 1)
+    _at_least("loss.drift_weight", loss.drift_weight, 0.0)
+    if loss.gamma < 1.0 and config.data.known_abnormal_fraction == 0.0:
+        _fail(
+            "loss.gamma",
+            loss.gamma,
+            "1.0 when data.known_abnormal_fraction is 0: without known abnormal images Eq. 17 has "
+            "nothing to average",
+        )
+
+
+def _validate_search(config: Config) -> None:
+    search = config.search
+    _at_least("search.steps", search.steps, 0)
+    _one_of("search.optimizer", search.optimizer, SEARCH_OPTIMIZERS)
+    _between("search.learning_rate", search.learning_rate, 0.0, 100.0)
+    _at_least("search.restarts", search.restarts, 1)
+    _at_least("search.batch_size", search.batch_size, 1)
+    if not 0.0 <= search.feature_weight <= 1.0:
+        _fail("search.feature_weight", search.feature_weight, "from 0 to 1 (lambda of Eq. 4)")
+    _one_of("search.reduction", search.reduction, REDUCTIONS)
+    _power_of_two(
+        "search.feature_resolution", search.feature_resolution, 4, config.growth.resolution
+    )
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON, as written to `config.json` of a run."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Rebuild and validate a config from `to_json`'s text.
+
+    Raises:
+      ConfigError: the text is not JSON, or a field is unknown or wrong.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not a JSON config: {error}") from error
+    return validate(_build(Config, values, "config"))
+
+
+def _build(cls: type, values: Any, name: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} is {type(values).__name__}: expected an object with fields")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"{name}.{unknown[0]} is unknown: expected one of {', '.join(hints)}")
+    built = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            built[key] = _build(typing.cast(type, hint), value, f"{name}.{key}")
+        elif typing.get_origin(hint) is tuple and isinstance(value, list):
+            built[key] = tuple(value)
+        else:
+            built[key] = value
+    return cls(**built)
+
+
+def load(workdir: Path) -> Config:
+    """The config of the run in `workdir`.
+
+    Raises:
+      ConfigError: `workdir` holds no readable `config.json`.
+    """
+    path = workdir / "config.json"
+    try:
+        return from_json(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}): --workdir must name the folder of a run"
+        ) from error
