@@ -1,0 +1,105 @@
+"""Discriminator of the progressive GAN (Karras et al. 2018, Table 2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_noisy_anogan.networks.generator import channels_at
+from jax_noisy_anogan.networks.layers import (
+    EqualizedConv,
+    EqualizedDense,
+    crossfade,
+    downsample_average,
+    leaky_relu,
+    minibatch_stddev,
+)
+
+
+class DiscriminatorOutput(NamedTuple):
+    """What the discriminator says of a batch.
+
+    Attributes:
+      logits: above 0 means "looks normal and real".
+      features: activations that enter the block of each resolution, by resolution; all of them lie
+        before the minibatch standard deviation, so each image's depend on that image alone.
+      stddev: the minibatch standard deviation that was appended.
+    """
+
+    logits: Float[Array, "batch"]
+    features: dict[int, Float[Array, "batch height width width_at"]]
+    stddev: Float[Array, "batch"]
+
+
+class Discriminator(nn.Module):
+    """Images to logits, at one stage of growth; attributes as in `Generator`.
+
+    Attributes:
+      stddev_group: images per group of the minibatch standard deviation.
+    """
+
+    resolution: int
+    fading: bool
+    channels: int
+    fmap_base: int = 8192
+    fmap_max: int = 512
+    stddev_group: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        alpha: Float[Array, ""] | float = 1.0,
+        stddev: Float[Array, ""] | None = None,
+    ) -> DiscriminatorOutput:
+        """Judge images.
+
+        Args:
+          x: images in [-1, 1].
+          alpha: share of the newest block while `fading`, in [0, 1]; otherwise unused.
+          stddev: a stored value of the minibatch statistic. With it, every image is judged on its
+            own: this is how scores are made. Without it the statistic comes from the batch: this is
+            how the network is trained.
+        """
+        features = {}
+        y = leaky_relu(self._from_rgb(self.resolution)(x))
+        resolution = self.resolution
+        while resolution > 4:
+            features[resolution] = y
+            width = channels_at(resolution, self.fmap_base, self.fmap_max)
+            next_width = channels_at(resolution // 2, self.fmap_base, self.fmap_max)
+            y = leaky_relu(self._conv(width, f"block_{resolution}_conv_0")(y))
+            y = leaky_relu(self._conv(next_width, f"block_{resolution}_conv_1")(y))
+            y = downsample_average(y)
+            if self.fading and resolution == self.resolution:
+                old = leaky_relu(self._from_rgb(resolution // 2)(downsample_average(x)))
+                y = crossfade(old, y, alpha)
+            resolution //= 2
+        features[4] = y
+
+        if stddev is None:
+            statistic = minibatch_stddev(y, self.stddev_group)
+        else:
+            statistic = jnp.broadcast_to(stddev, y.shape[:1])
+        plane = jnp.broadcast_to(statistic[:, None, None, None], (*y.shape[:3], 1))
+        y = jnp.concatenate([y, plane.astype(y.dtype)], axis=-1)
+
+        width = channels_at(4, self.fmap_base, self.fmap_max)
+        y = leaky_relu(self._conv(width, "block_4_conv")(y))
+        dense = EqualizedDense(width, dtype=self.dtype, name="block_4_dense")
+        y = leaky_relu(dense(y.reshape(y.shape[0], -1)))
+        logits = EqualizedDense(1, gain=1.0, dtype=self.dtype, name="logits")(y)
+        return DiscriminatorOutput(logits[:, 0].astype(jnp.float32), features, statistic)
+
+    def _conv(self, width: int, name: str) -> EqualizedConv:
+        return EqualizedConv(width, dtype=self.dtype, name=name)
+
+    def _from_rgb(self, resolution: int) -> EqualizedConv:
+        width = channels_at(resolution, self.fmap_base, self.fmap_max)
+        return EqualizedConv(
+            width, kernel_size=1, dtype=self.dtype, name=f"from_rgb_{resolution}"
+        )
