@@ -1,0 +1,259 @@
+"""One update of the discriminator and the generator, as a pure function.
+
+The same global batch gives the same update on any number of devices: latents are drawn per image
+from its number in the global batch, groups of the minibatch standard deviation are runs of
+neighbours, and gradients are averaged over the axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from jax_noisy_anogan import losses
+from jax_noisy_anogan.config import LossConfig, OptimConfig
+from jax_noisy_anogan.networks import (
+    NetworkParams,
+    Networks,
+    Params,
+    grow_params,
+    sample_latents,
+)
+from jax_noisy_anogan.networks.layers import fade_real_images
+
+ByteImages = UInt8[Array, "batch height width channels"]
+Images = Float[Array, "batch height width channels"]
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Reference(flax.struct.PyTreeNode):
+    """Running averages of what D says of training batches; needed to judge single images.
+
+    Attributes:
+      weight: the share of the average that is filled; divides the others.
+      stddev: minibatch standard deviation of real batches.
+      logit_real, logit_fake: mean logits.
+    """
+
+    weight: Float[Array, ""]
+    stddev: Float[Array, ""]
+    logit_real: Float[Array, ""]
+    logit_fake: Float[Array, ""]
+
+    def mean(self, name: str) -> Float[Array, ""]:
+        """The average called `name`, corrected for its start at zero."""
+        return getattr(self, name) / jnp.maximum(self.weight, 1e-8)
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that an update changes.
+
+    Attributes:
+      step: updates done in the whole run.
+      average: running average of the parameters; what samples and scores are made with.
+    """
+
+    step: Array
+    params: NetworkParams
+    optimizer: NetworkParams
+    average: NetworkParams
+    reference: Reference
+
+
+def to_float_images(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Pixels 0..255 to [-1, 1]."""
+    return images.astype(jnp.float32) * (2.0 / 255.0) - 1.0
+
+
+def to_byte_images(images: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    """[-1, 1] to pixels 0..255; values beyond are clipped."""
+    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
+    """Adam as in Karras et al. 2018, Appendix A."""
+    return optax.adam(optim.learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps)
+
+
+def init_state(
+    networks: Networks, optimizer: optax.GradientTransformation, key: PRNGKeyArray
+) -> TrainState:
+    """The state before the first update."""
+    params = networks.init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=NetworkParams(*(optimizer.init(tree) for tree in params)),
+        # Copies: the update donates its input, and a buffer can be given away only once.
+        average=jax.tree.map(jnp.copy, params),
+        reference=Reference(*(jnp.zeros(()) for _ in range(4))),
+    )
+
+
+def grow_state(
+    state: TrainState,
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+) -> TrainState:
+    """Carry a state into the next phase: old layers kept, new ones drawn, optimiser reset."""
+    fresh = init_state(networks, optimizer, key)
+
+    def grow(old: NetworkParams, new: NetworkParams) -> NetworkParams:
+        return NetworkParams(*(grow_params(o, n) for o, n in zip(old, new, strict=True)))
+
+    params = grow(state.params, fresh.params)
+    return TrainState(
+        step=state.step,
+        params=params,
+        optimizer=NetworkParams(*(optimizer.init(tree) for tree in params)),
+        # New layers enter the average with the values that they start from.
+        average=jax.tree.map(jnp.copy, grow(state.average, fresh.params)),
+        reference=state.reference,
+    )
+
+
+def make_train_step(
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: LossConfig,
+    prior: str,
+    ema_decay: float,
+    axis_name: str | None = None,
+) -> Callable[
+    [TrainState, ByteImages, ByteImages | None, Float[Array, ""], PRNGKeyArray],
+    tuple[TrainState, Metrics],
+]:
+    """Build `step(state, real, abnormal, alpha, key) -> (state, metrics)` for one phase.
+
+    Args:
+      loss: the objective; with gamma = 1 pass `abnormal=None`.
+      ema_decay: weight of the past in the parameter average, per update.
+      axis_name: the mapped axis to average over; None outside `data_parallel` and `jax.pmap`.
+
+    Returns:
+      A pure function. `key` is the run's key, the same for every step.
+    """
+    discriminator_loss = losses.DISCRIMINATOR_LOSSES[loss.objective]
+    generator_loss = losses.GENERATOR_LOSSES[loss.objective]
+    group = networks.discriminator.stddev_group
+
+    def mean_over_devices(tree):
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def first_index(batch: int) -> Array | int:
+        return 0 if axis_name is None else lax.axis_index(axis_name) * batch
+
+    def penalty_of(
+        params: Params, real: Images, fake: Images, alpha: Array, mix: Float[Array, "batch"]
+    ) -> Float[Array, ""]:
+        def critic(images: Images) -> Float[Array, "batch"]:
+            return networks.discriminate(params, images, alpha).logits
+
+        keep = _penalised_images(real.shape[0], group, loss.penalty_interval)
+        if loss.penalty == "r1":
+            return losses.r1_penalty(critic, real[keep])
+        return losses.wgan_gradient_penalty(critic, real[keep], fake[keep], mix[keep])
+
+    def discriminator_objective(params, real, fake, abnormal, alpha, mix):
+        out_real = networks.discriminate(params, real, alpha)
+        not_normal = fake if abnormal is None else jnp.concatenate([fake, abnormal])
+        logits = networks.discriminate(params, not_normal, alpha).logits
+        logits_fake = logits[: fake.shape[0]]
+        logits_abnormal = None if abnormal is None else logits[fake.shape[0] :]
+        terms = discriminator_loss(out_real.logits, logits_fake, logits_abnormal, loss.gamma)
+        total = terms.total
+        metrics = {
+            "d_loss": terms.total,
+            "d_real": terms.real,
+            "d_fake": terms.fake,
+            "d_abnormal": terms.abnormal,
+            "d_accuracy_real": (out_real.logits > 0).mean(),
+            "d_accuracy_fake": (logits_fake < 0).mean(),
+        }
+        if logits_abnormal is not None:
+            metrics["d_accuracy_abnormal"] = (logits_abnormal < 0).mean()
+        if loss.penalty != "none":
+            penalty = penalty_of(params, real, fake, alpha, mix)
+            total = total + loss.penalty_weight * penalty
+            metrics["d_penalty"] = penalty
+        if loss.objective == "wgan_gp":
+            total = total + loss.drift_weight * losses.drift_penalty(out_real.logits)
+        seen = (out_real.stddev.mean(), out_real.logits.mean(), logits_fake.mean())
+        return total, (metrics, seen)
+
+    def step(state, real, abnormal, alpha, key):
+        batch = real.shape[0]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(key, state.step), first_index(batch) + jnp.arange(batch)
+        )
+        z = jax.vmap(
+            lambda k: sample_latents(jax.random.fold_in(k, 0), prior, (networks.latent_size,))
+        )(keys)
+        mix = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
+
+        real = to_float_images(real)
+        abnormal = None if abnormal is None else to_float_images(abnormal)
+        if networks.generator.fading:
+            real = fade_real_images(real, alpha)
+            abnormal = None if abnormal is None else fade_real_images(abnormal, alpha)
+
+        # Both networks learn from the same drawn images, so G runs forward once per step.
+        fake, generator_vjp = jax.vjp(
+            lambda params: networks.generate(params, z, alpha), state.params.generator
+        )
+
+        gradients, (metrics, seen) = jax.grad(discriminator_objective, has_aux=True)(
+            state.params.discriminator, real, fake, abnormal, alpha, mix
+        )
+        updates, optimizer_d = optimizer.update(
+            mean_over_devices(gradients), state.optimizer.discriminator, state.params.discriminator
+        )
+        params_d = optax.apply_updates(state.params.discriminator, updates)
+
+        g_loss, image_gradients = jax.value_and_grad(
+            lambda images: generator_loss(networks.discriminate(params_d, images, alpha).logits)
+        )(fake)
+        (gradients,) = generator_vjp(image_gradients)
+        updates, optimizer_g = optimizer.update(
+            mean_over_devices(gradients), state.optimizer.generator, state.params.generator
+        )
+        params_g = optax.apply_updates(state.params.generator, updates)
+
+        params = NetworkParams(params_g, params_d)
+        seen = Reference(jnp.ones(()), *mean_over_devices(seen))
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            optimizer=NetworkParams(optimizer_g, optimizer_d),
+            average=optax.incremental_update(params, state.average, 1.0 - ema_decay),
+            reference=optax.incremental_update(seen, state.reference, 1.0 - ema_decay),
+        )
+        return new_state, mean_over_devices({**metrics, "g_loss": g_loss})
+
+    return step
+
+
+def _penalised_images(batch: int, group: int, interval: int) -> slice | Array:
+    """Images that this step's gradient penalty looks at: one group in every `interval`.
+
+    A lazy penalty without its jumps: each step pays a share of the cost, instead of every
+    `interval`-th step all of it with an `interval` times larger weight.
+    """
+    if interval == 1:
+        return slice(None)
+    group = min(group, batch)
+    first = jnp.arange(0, batch // group, interval) * group
+    return (first[:, None] + jnp.arange(group)).reshape(-1)
+
+
+def ema_decay_for(half_life_images: float, minibatch: int) -> float:
+    """Decay per update after which an image's weight in the average halves every half-life."""
+    return 0.5 ** (minibatch / half_life_images) if half_life_images > 0 else 0.0
