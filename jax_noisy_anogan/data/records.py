@@ -1,0 +1,404 @@
+"""Prepared records: writing them once, restartable, and reading them back at random.
+
+A data set lies in `cache_dir/NAME-FINGERPRINT/`. The fingerprint covers the source files and every
+setting that changes a pixel, so other settings or changed files never read stale records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from jax_noisy_anogan.config import DataConfig
+from jax_noisy_anogan.data import pyramid
+from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.data.source import Example, Source, digest
+from jax_noisy_anogan.data.sources import open_source
+
+FORMAT = 1
+PART_BYTES = 256 * 2**20
+_HEADER = "dataset.json"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that is not in the records, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Prepared records of a whole data set, before any protocol divides it.
+
+    Attributes:
+      name: as in `config.data.name`.
+      ids: one unique text per example.
+      labels: index into `class_names`.
+      class_names: every class, also those without examples.
+      normal_classes: classes that the folder layout declares normal; empty where a protocol decides.
+      marks: official part of each example: "train", "test", "unlabeled" or "".
+      has_mask: whether the example's mask is known (normal examples have an empty one).
+      sizes: width and height of the source file in pixels.
+      modes: pixel format of the source file, in Pillow's names.
+      cells: class of each cell of a puzzle image, or None.
+      resolution: largest prepared resolution.
+      tiles_per_side: how many of the model's tiles span one image; 1 unless the model is tiled.
+      left_out: files that were skipped, with reasons.
+      path: folder of the records.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    normal_classes: tuple[str, ...]
+    marks: tuple[str, ...]
+    has_mask: Bool[np.ndarray, " n"]
+    sizes: Int[np.ndarray, "n 2"]
+    modes: tuple[str, ...]
+    cells: Int[np.ndarray, "n rows columns"] | None
+    resolution: int
+    channels: int
+    has_masks: bool
+    tiles_per_side: int
+    left_out: tuple[LeftOut, ...]
+    path: Path
+    _parts: tuple[tuple[Path, int], ...] = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def source(self, resolution: int) -> LevelSource:
+        """Random access to the images of one resolution, each uint8 [r, r, channels] in 0..255.
+
+        Raises:
+          DataError: the resolution was not prepared.
+        """
+        if resolution not in pyramid.levels(self.resolution):
+            raise DataError(
+                f"{self.name} is prepared at {pyramid.levels(self.resolution)}: resolution "
+                f"{resolution} is not among them"
+            )
+        return LevelSource(self._parts, resolution)
+
+    def images(
+        self, indices: Sequence[int] | Int[np.ndarray, " n"], resolution: int
+    ) -> UInt8[np.ndarray, "n resolution resolution channels"]:
+        """The images at `indices`, in their order, 0..255.
+
+        Raises:
+          DataError: the resolution was not prepared, or a record is damaged.
+        """
+        source = self.source(resolution)
+        images = np.empty((len(indices), resolution, resolution, self.channels), np.uint8)
+        for row, index in enumerate(indices):
+            images[row] = source[int(index)]
+        return images
+
+    def masks(
+        self, indices: Sequence[int] | Int[np.ndarray, " n"], resolution: int
+    ) -> Bool[np.ndarray, "n resolution resolution"] | None:
+        """True where at least half of a pixel's area is anomalous; None without any masks.
+
+        An example whose mask is unknown (`has_mask` is False) gets an empty one: leave it out of
+        pixel metrics. Defects smaller than half a pixel vanish at low resolutions.
+        """
+        coverage = self.mask_coverage(indices, resolution)
+        return None if coverage is None else coverage >= 128
+
+    def mask_coverage(
+        self, indices: Sequence[int] | Int[np.ndarray, " n"], resolution: int
+    ) -> UInt8[np.ndarray, "n resolution resolution"] | None:
+        """Anomalous share of every pixel's area, 0 (none) to 255 (all); None without any masks."""
+        if not self.has_masks:
+            return None
+        source = self.source(resolution)
+        masks = np.empty((len(indices), resolution, resolution), np.uint8)
+        for row, index in enumerate(indices):
+            masks[row] = source.mask(int(index))
+        return masks
+
+
+class LevelSource:
+    """Random access to one resolution of prepared records; picklable and thread-safe."""
+
+    def __init__(self, parts: tuple[tuple[Path, int], ...], resolution: int):
+        self._parts = parts
+        self._resolution = resolution
+        self._starts = np.cumsum([0, *(count for _, count in parts)])
+        self._opened: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "r r channels"]:
+        """The image of record `index`; `DataError` where the record is damaged."""
+        return self._decode(index, "image")
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "r r"]:
+        """Covered share of each pixel of record `index`, 0..255."""
+        return self._decode(index, "mask")[..., 0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+    def _decode(self, index: int, feature: str) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        if part not in self._opened:
+            self._opened[part] = _open_part(self._parts[part][0], self._resolution)
+        try:
+            record = self._opened[part][index - int(self._starts[part])]
+            return pyramid.decode_png(record[feature])
+        except (OSError, ValueError, SyntaxError, RuntimeError) as error:
+            raise DataError(
+                f"{self._parts[part][0]}: record {index} is damaged ({error}): delete the folder "
+                "and prepare again"
+            ) from error
+
+
+def _open_part(path: Path, resolution: int) -> Any:
+    import tensorflow_datasets as tfds
+
+    from jax_noisy_anogan.data.builders import level_split
+
+    builder = tfds.builder_from_directory(path)
+    skip = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
+    decoders = {name: skip[name] for name in builder.info.features if name in skip}
+    return builder.as_data_source(split=level_split(resolution), decoders=decoders)
+
+
+def load_dataset(config: DataConfig, *, resolution: int, progress: bool = True) -> Dataset:
+    """Open the prepared records of `config`, writing them first where they are missing.
+
+    Args:
+      resolution: the model's largest resolution, a power of two from 4 to 1024.
+      progress: show a progress bar on standard error while writing.
+
+    Raises:
+      DataError: the source is missing or, with `on_bad_image = "raise"`, holds an unusable file.
+    """
+    source = open_source(config)
+    folder = prepared_folder(config, source, resolution=resolution)
+    if not (folder / _HEADER).exists():
+        with _exclusive(folder):
+            if not (folder / _HEADER).exists():
+                _write(config, source, folder, resolution, progress)
+    return _open(config, folder)
+
+
+def prepared_folder(config: DataConfig, source: Source, *, resolution: int) -> Path:
+    """Where the records of a source and settings lie, whether they exist or not."""
+    stamp = digest(FORMAT, source.fingerprint, resolution, config.channels)
+    return Path(config.cache_dir).expanduser().resolve() / f"{config.name}-{stamp}"
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that processes of one run do not write the same records twice."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror}): set config.data.cache_dir to a "
+            "folder with room"
+        ) from error
+
+
+def _write(
+    config: DataConfig, source: Source, folder: Path, resolution: int, progress: bool
+) -> None:
+    per_part = max(1, PART_BYTES // (resolution * resolution * config.channels))
+    starts = range(0, len(source.examples), per_part)
+    parts: list[dict[str, Any]] = []
+    with _progress_bar(len(source.examples), f"preparing {config.name}", progress) as advance:
+        for number, start in enumerate(starts):
+            examples = source.examples[start : start + per_part]
+            parts.append(_write_part(config, source, folder, resolution, number, examples, advance))
+    if not any(part["ids"] for part in parts):
+        raise DataError(f"{config.name}: no usable image in {config.root or 'the source'}")
+    header = {
+        "format": FORMAT,
+        "resolution": resolution,
+        "channels": config.channels,
+        "class_names": source.class_names,
+        "normal_classes": source.normal_classes,
+        "has_masks": source.has_masks,
+        "parts": len(parts),
+        "rejected": source.rejected,
+    }
+    _write_json(folder / _HEADER, header)
+
+
+def _write_part(
+    config: DataConfig,
+    source: Source,
+    folder: Path,
+    resolution: int,
+    number: int,
+    examples: Sequence[Example],
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    columns_path = folder / f"{_part_name(number)}.json"
+    if columns_path.exists():
+        advance(len(examples))
+        return _read_json(columns_path)
+
+    from jax_noisy_anogan.data import builders
+
+    columns = _Columns()
+
+    def encode() -> list[builders.Encoded]:
+        encoded = []
+        for example in examples:
+            item = _encode(example, source, config, resolution, columns)
+            if item is not None:
+                encoded.append(item)
+            advance(1)
+        return encoded
+
+    part_config = builders.PartConfig(
+        name=_part_name(number),
+        source=source,
+        resolution=resolution,
+        channels=config.channels,
+        encode=encode,
+    )
+    builder = builders.BUILDERS[source.builder](data_dir=str(folder), config=part_config)
+    with _quiet():
+        builder.download_and_prepare(file_format="array_record")
+    values = {**dataclasses.asdict(columns), "path": os.path.relpath(builder.data_path, folder)}
+    _write_json(columns_path, values)
+    return values
+
+
+@dataclass
+class _Columns:
+    """What is kept of each example beside its pixels, one entry per record of a part."""
+
+    ids: list[str] = dataclasses.field(default_factory=list)
+    labels: list[int] = dataclasses.field(default_factory=list)
+    marks: list[str] = dataclasses.field(default_factory=list)
+    has_mask: list[bool] = dataclasses.field(default_factory=list)
+    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    modes: list[str] = dataclasses.field(default_factory=list)
+    digests: list[str] = dataclasses.field(default_factory=list)
+    cells: list[list[list[int]]] = dataclasses.field(default_factory=list)
+    left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def _encode(
+    example: Example, source: Source, config: DataConfig, resolution: int, columns: _Columns
+) -> Any:
+    from jax_noisy_anogan.data.builders import Encoded
+
+    picture = example.load()
+    height, width = picture.image.shape[:2]
+    top = pyramid.fit_square(picture.image, resolution, "stretch")
+    images = {
+        r: pyramid.encode_png(pyramid.area_average(top, r)) for r in pyramid.levels(resolution)
+    }
+    columns.ids.append(example.id)
+    columns.labels.append(example.label)
+    columns.marks.append(example.mark)
+    columns.has_mask.append(picture.mask is not None)
+    columns.sizes.append((width, height))
+    columns.modes.append(picture.mode)
+    columns.digests.append(hashlib.sha256(picture.image.tobytes()).hexdigest()[:16])
+    return Encoded(example, images, {})
+
+
+def _open(config: DataConfig, folder: Path) -> Dataset:
+    header = _read_json(folder / _HEADER)
+    parts = [_read_json(folder / f"{_part_name(n)}.json") for n in range(header["parts"])]
+
+    def column(name: str) -> list[Any]:
+        return [value for part in parts for value in part[name]]
+
+    return Dataset(
+        name=config.name,
+        ids=tuple(column("ids")),
+        labels=np.asarray(column("labels"), np.int64),
+        class_names=tuple(header["class_names"]),
+        normal_classes=tuple(header["normal_classes"]),
+        marks=tuple(column("marks")),
+        has_mask=np.asarray(column("has_mask"), bool),
+        sizes=np.asarray(column("sizes"), np.int64).reshape(-1, 2),
+        modes=tuple(column("modes")),
+        cells=np.asarray(column("cells"), np.int64) if column("cells") else None,
+        resolution=header["resolution"],
+        channels=header["channels"],
+        has_masks=header["has_masks"],
+        tiles_per_side=1,
+        left_out=tuple(LeftOut(*item) for item in [*header["rejected"], *column("left_out")]),
+        path=folder,
+        _parts=tuple((folder / part["path"], len(part["ids"])) for part in parts if part["ids"]),
+    )
+
+
+def _part_name(number: int) -> str:
+    return f"part_{number:05d}"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Write through a neighbour and rename, so that an interrupt never leaves half a file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"{path} is unreadable ({error}): delete {path.parent} and prepare again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TFDS' own notices and bars off the screen; ours counts images, not TFDS' steps."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, text: str, show: bool) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress, TimeRemainingColumn
+
+    columns = (
+        *Progress.get_default_columns()[:-1],
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda count: bar.advance(task, count)
