@@ -41,20 +41,76 @@ class ConfigError(ValueError):
 class DataConfig:
     """Which images, from where, and how they are divided.
 
-    `root` is the folder of source files (not needed by `mnist5k` and `synthetic`); prepared records
-    go to `cache_dir`.
+    Attributes:
+      root: folder of the source files; not needed by `mnist5k` and `synthetic`.
+      cache_dir: prepared records go into a folder of their own below it.
+      channels: 1 (grey) or 3 (RGB); images of the other kind are converted.
+      fit: how an image becomes square: "stretch", "crop" (centre) or "pad" (zeros).
+      layout: of an image folder: "auto", "mvtec", "plain" or "magnetic_tile".
+      on_bad_image: "raise" at the first unusable file, or "skip" and list it in the report.
+      max_image_pixels: larger files are refused before they are decoded.
+      tile_image_resolution: for tiled models, the images' own resolution, of which training shows
+        random crops of the model's size; 0 trains on whole images.
+      digit: the normal class of MNIST.
+      train_fraction: share of the normal images that trains, where no official part says so.
+      known_abnormal_fraction: share of every abnormal class that is known in training.
+      known_abnormal_count: if positive, this many known abnormal images in all instead.
+      known_abnormal_ratio: if positive, known abnormal images / all training images instead
+        (gamma_l of Deep SAD, Ruff et al. 2020).
+      known_abnormal_classes: names of the classes that they come from; empty means all.
+      contamination: abnormal share hidden among the unlabelled training images (gamma_p of Deep
+        SAD).
+      validation_fraction: share of the training images (normal and known abnormal) held back.
+      max_test_images: draw a balanced subsample of the test part; 0 keeps all.
+      categories, repeat, images_per_category, held_out: Caltech-256: number of normal categories,
+        which random choice of them, how many first images of each, and whether the tested normal
+        images are kept out of training.
+      abnormal_digit: of IR-MNIST.
+      generated_images, generated_abnormal_images: puzzles to draw from MNIST instead of reading the
+        published files; 0 reads them.
+      texture, synthetic_images, synthetic_abnormal_images: "brushed", "fabric" or "speckle", and how
+        many flawless and how many defective surfaces.
+      source_seed: of generated puzzles and synthetic surfaces.
+      flip_horizontal, flip_vertical, quarter_turns: random augmentations of training images.
+      max_shift: largest random shift as a fraction of the side.
+      brightness: largest random change of brightness as a fraction of the full range.
     """
 
     name: str = "mnist5k"
     root: str = ""
     cache_dir: str = "~/.cache/jax_noisy_anogan"
-    digit: int = 0
     channels: int = 1
+    fit: str = "stretch"
+    layout: str = "auto"
+    on_bad_image: str = "raise"
+    max_image_pixels: int = 100_000_000
+    tile_image_resolution: int = 0
+    digit: int = 0
     split_seed: int = 0
     train_fraction: float = 0.7
     known_abnormal_fraction: float = 0.1
+    known_abnormal_count: int = 0
+    known_abnormal_ratio: float = 0.0
+    known_abnormal_classes: tuple[str, ...] = ()
+    contamination: float = 0.0
     validation_fraction: float = 0.15
     max_test_images: int = 0
+    categories: int = 1
+    repeat: int = 0
+    images_per_category: int = 150
+    held_out: bool = False
+    abnormal_digit: int = 3
+    generated_images: int = 0
+    generated_abnormal_images: int = 0
+    texture: str = "brushed"
+    synthetic_images: int = 400
+    synthetic_abnormal_images: int = 200
+    source_seed: int = 0
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    quarter_turns: bool = False
+    max_shift: float = 0.0
+    brightness: float = 0.0
 
 
 @dataclass
@@ -83,9 +139,7 @@ class GrowthConfig:
     fade_images: int = 600_000
     final_images: int = 600_000
     minibatch_default: int = 16
-    minibatch: dict[str, int] = field(
-        default_factory=lambda: {"256": 14, "512": 6, "1024": 3}
-    )
+    minibatch: dict[str, int] = field(default_factory=lambda: {"256": 14, "512": 6, "1024": 3})
 
 
 @dataclass
@@ -265,21 +319,66 @@ def validate(config: Config) -> Config:
 
 
 def _validate_data(data: DataConfig) -> None:
-    _one_of("data.name", data.name, DATASETS)
+    for name, choices in (
+        ("name", DATASETS),
+        ("fit", ("stretch", "crop", "pad")),
+        ("layout", ("auto", "mvtec", "plain", "magnetic_tile")),
+        ("on_bad_image", ("raise", "skip")),
+        ("texture", ("brushed", "fabric", "speckle")),
+    ):
+        _one_of(f"data.{name}", getattr(data, name), choices)
     if data.channels not in (1, 3):
         _fail("data.channels", data.channels, "1 (grey) or 3 (RGB)")
-    if not 0 <= data.digit <= 9:
-        _fail("data.digit", data.digit, "a digit from 0 to 9")
-    _at_least("data.split_seed", data.split_seed, 0)
+    for name in ("digit", "abnormal_digit"):
+        if not 0 <= getattr(data, name) <= 9:
+            _fail(f"data.{name}", getattr(data, name), "a digit from 0 to 9")
+    for name, low in (
+        ("split_seed", 0),
+        ("source_seed", 0),
+        ("max_image_pixels", 16),
+        ("max_test_images", 0),
+        ("known_abnormal_count", 0),
+        ("categories", 1),
+        ("repeat", 0),
+        ("images_per_category", 2),
+        ("generated_images", 0),
+        ("generated_abnormal_images", 0),
+        ("synthetic_images", 1),
+        ("synthetic_abnormal_images", 0),
+    ):
+        _at_least(f"data.{name}", getattr(data, name), low)
     for name in ("train_fraction", "validation_fraction"):
         value = getattr(data, name)
         if not 0.0 < value < 1.0:
             _fail(f"data.{name}", value, "above 0 and below 1")
-    if not 0.0 <= data.known_abnormal_fraction < 1.0:
-        _fail("data.known_abnormal_fraction", data.known_abnormal_fraction, "from 0 to below 1")
-    _at_least("data.max_test_images", data.max_test_images, 0)
-    if data.name == "mnist" and not data.root:
-        _fail("data.root", data.root, "the folder that holds the four IDX files of MNIST")
+    for name in ("known_abnormal_fraction", "known_abnormal_ratio", "contamination", "max_shift"):
+        value = getattr(data, name)
+        if not 0.0 <= value < 1.0:
+            _fail(f"data.{name}", value, "from 0 to below 1")
+    if not 0.0 <= data.brightness <= 1.0:
+        _fail("data.brightness", data.brightness, "from 0 to 1")
+    if data.known_abnormal_count and data.known_abnormal_ratio:
+        _fail(
+            "data.known_abnormal_ratio", data.known_abnormal_ratio, "0 with a known_abnormal_count"
+        )
+    if data.generated_abnormal_images and not data.generated_images:
+        _fail("data.generated_images", 0, "at least 1 when abnormal puzzles are generated")
+    if data.tile_image_resolution:
+        _power_of_two("data.tile_image_resolution", data.tile_image_resolution, 4, 4096)
+    if not data.root:
+        _require_root(data)
+
+
+def _require_root(data: DataConfig) -> None:
+    content = {
+        "mnist": "the four IDX files of MNIST",
+        "caltech256": "256_ObjectCategories",
+        "image_folder": "the images, in one of the layouts of config.data.layout",
+    }
+    if not data.generated_images:
+        content["ir_mnist"] = "train_mnist and test_mnist_matrix"
+    if data.name in content:
+        _fail("data.root", data.root, f"the folder that holds {content[data.name]}")
 
 
 def _validate_network(config: Config) -> None:
