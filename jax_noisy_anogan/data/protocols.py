@@ -38,6 +38,8 @@ class Split:
       ids: of all examples of the data set.
       is_abnormal: ground truth of all examples.
       train_normal: unlabelled training images; abnormal ones among them are the contamination.
+      transductive: the protocol tests its training images too: the normal training and validation
+        images are then also in `test`, and only the other parts are disjoint.
     """
 
     protocol: str
@@ -48,6 +50,7 @@ class Split:
     validation_normal: Int[np.ndarray, " c"]
     validation_known_abnormal: Int[np.ndarray, " d"]
     test: Int[np.ndarray, " e"]
+    transductive: bool = False
 
     def part(self, name: str) -> Int[np.ndarray, " n"]:
         """The indices of one of `PARTS`."""
@@ -63,6 +66,7 @@ class Split:
         parts = {name: [self.ids[i] for i in self.part(name)] for name in PARTS}
         return {
             "protocol": self.protocol,
+            "transductive": self.transductive,
             "counts": {name: len(ids) for name, ids in parts.items()},
             "parts": parts,
             "contaminating": [self.ids[i] for i in self.contaminating],
@@ -80,44 +84,292 @@ def make_split(dataset: Dataset, config: DataConfig) -> Split:
     Raises:
       DataError: a part that must not be empty would be, or a class is unknown.
     """
-    split = one_class(dataset.labels, config.digit, config)
-    return dataclasses.replace(split, ids=dataset.ids)
-
-
-def one_class(labels: Int[np.ndarray, " n"], normal: int, config: DataConfig) -> Split:
-    """MNIST of the paper: one class is normal, every other one abnormal.
-
-    `train_fraction` of the normal class and `known_abnormal_fraction` of every other class train
-    (validation is carved out of both); all the rest is the test part.
-    """
-    seed = config.split_seed
-    is_abnormal = labels != normal
-    shares = {
-        int(label): _shuffled(np.flatnonzero(labels == label), seed, "train", int(label))
-        for label in np.unique(labels)
-    }
-    if normal not in shares:
-        raise DataError(f"class {normal} has no example: it cannot be the normal class")
-    train = {
-        label: _head(
-            indices, config.train_fraction if label == normal else config.known_abnormal_fraction
-        )
-        for label, indices in shares.items()
-    }
-    rest = [indices[len(train[label]) :] for label, indices in shares.items()]
-    held = {label: _head(indices, config.validation_fraction) for label, indices in train.items()}
-    kept = {label: indices[len(held[label]) :] for label, indices in train.items()}
-    abnormal = [label for label in shares if label != normal]
-    return Split(
-        protocol=f"one class: {normal} is normal, split seed {seed}",
-        ids=(),
-        is_abnormal=is_abnormal,
-        train_normal=np.sort(kept[normal]),
-        train_known_abnormal=_joined(kept[label] for label in abnormal),
-        validation_normal=np.sort(held[normal]),
-        validation_known_abnormal=_joined(held[label] for label in abnormal),
-        test=_limit_test(_joined(rest), labels, is_abnormal, config),
+    examples = Examples(
+        dataset.ids, dataset.labels, dataset.class_names, dataset.marks, dataset.normal_classes
     )
+    if config.name in ("mnist5k", "mnist"):
+        return one_class(examples, config)
+    if config.name == "caltech256":
+        return caltech(examples, config)
+    return layout(examples, config)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a protocol may know: no pixels.
+
+    Attributes:
+      marks: "train", "test", "unlabeled" or "" per example.
+      normal_classes: names that the data set itself declares normal.
+    """
+
+    ids: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    marks: tuple[str, ...] = ()
+    normal_classes: tuple[str, ...] = ()
+
+    def marked(self, mark: str) -> Bool[np.ndarray, " n"]:
+        """Which examples carry `mark`."""
+        return np.array([m == mark for m in self.marks or ("",) * len(self.ids)], bool)
+
+
+def one_class(examples: Examples, config: DataConfig) -> Split:
+    """MNIST of the paper: the class `digit` is normal, every other one abnormal.
+
+    `train_fraction` of it trains, `known_abnormal_fraction` of every other class is known; all the
+    rest is the test part. The official train and test parts of MNIST are joined.
+    """
+    is_abnormal = examples.labels != config.digit
+    normal = np.flatnonzero(~is_abnormal)
+    train = _head(_shuffled(normal, config.split_seed, "train"), config.train_fraction)
+    return _divide(
+        f"one class: {config.digit} is normal",
+        examples,
+        is_abnormal,
+        train=train,
+        test_normal=np.setdiff1d(normal, train),
+        test_abnormal=np.flatnonzero(is_abnormal),
+        config=config,
+    )
+
+
+def layout(examples: Examples, config: DataConfig) -> Split:
+    """Image folders, IR-MNIST and synthetic surfaces: the data set declares its normal classes.
+
+    Without official parts, `train_fraction` of the normal images trains. Where normal images are
+    marked "test", all those marked "train" train; where none is (IR-MNIST), `train_fraction` of
+    them. Images marked "unlabeled" join the training images; whether they are abnormal is unknown.
+    """
+    unlabeled = examples.marked("unlabeled")
+    names = np.array(examples.class_names)[examples.labels]
+    is_abnormal = ~np.isin(names, examples.normal_classes) & ~unlabeled
+    normal = ~is_abnormal & ~unlabeled
+    official = normal & examples.marked("train")
+    if official.any() and (normal & examples.marked("test")).any():
+        train = np.flatnonzero(official)
+    else:
+        shuffled = _shuffled(np.flatnonzero(normal), config.split_seed, "train")
+        train = _head(shuffled, config.train_fraction)
+    return _divide(
+        "the data set's own normal class: " + ", ".join(examples.normal_classes),
+        examples,
+        is_abnormal,
+        train=train,
+        test_normal=np.setdiff1d(np.flatnonzero(normal), train),
+        test_abnormal=np.flatnonzero(is_abnormal),
+        unlabeled=np.flatnonzero(unlabeled),
+        config=config,
+    )
+
+
+CLUTTER = "257.clutter"
+CALTECH_SMALLEST = 80
+
+
+def caltech(examples: Examples, config: DataConfig) -> Split:
+    """Caltech-256 after Sabokrou et al. 2018: N normal categories, outliers from clutter.
+
+    The first `images_per_category` images of `categories` random categories (choice number
+    `repeat`) are normal; as many images of clutter make exactly half of the test part abnormal.
+    Known abnormal images come from all other categories and clutter, and leave the test pool.
+    Where clutter is too small, fewer images of every category are taken.
+
+    The published protocol is transductive: it tests the images that it trains on. With `held_out`
+    the tested normal images are kept out of training instead.
+    """
+    labels, seed = examples.labels, config.split_seed
+    chosen = _choose_categories(examples, config)
+    is_abnormal = ~np.isin(labels, chosen)
+    known_pool = _known_pool(examples, np.flatnonzero(is_abnormal), config)
+    inliers = [np.flatnonzero(labels == label)[: config.images_per_category] for label in chosen]
+    count = sum(map(len, inliers))
+    known = _pick_known(known_pool, labels, count, config)
+    clutter = np.setdiff1d(np.flatnonzero(labels == examples.class_names.index(CLUTTER)), known)
+
+    if config.held_out:
+        train_lists = [
+            _head(_shuffled(part, seed, "train", config.repeat), config.train_fraction)
+            for part in inliers
+        ]
+        train = _joined(train_lists)
+        tested = np.setdiff1d(_joined(inliers), train)
+        tested = _shuffled(tested, seed, "test", config.repeat)[: len(clutter)]
+    else:
+        each = len(clutter) // len(inliers) if count > len(clutter) else count
+        train = tested = _joined(part[:each] for part in inliers)
+    outliers = _shuffled(clutter, seed, "outliers", config.repeat)[: len(tested)]
+    names = ", ".join(examples.class_names[label] for label in chosen)
+    return _finish(
+        f"Caltech-256, {'held out' if config.held_out else 'transductive'}: normal {names}",
+        examples,
+        is_abnormal,
+        train=train,
+        known=known,
+        test=_joined([tested, outliers]),
+        contaminants=np.setdiff1d(np.flatnonzero(is_abnormal), _joined([known, outliers])),
+        config=config,
+        transductive=not config.held_out,
+    )
+
+
+def _choose_categories(examples: Examples, config: DataConfig) -> list[int]:
+    counts = np.bincount(examples.labels, minlength=len(examples.class_names))
+    if CLUTTER not in examples.class_names:
+        raise DataError(
+            f"the Caltech-256 protocol draws its outliers from {CLUTTER}: it is missing"
+        )
+    large = [
+        label
+        for label, name in enumerate(examples.class_names)
+        if name != CLUTTER and counts[label] >= CALTECH_SMALLEST
+    ]
+    if len(large) < config.categories:
+        raise DataError(
+            f"config.data.categories is {config.categories}: only {len(large)} categories have "
+            f"{CALTECH_SMALLEST} images, as every category of the complete Caltech-256 has"
+        )
+    order = _shuffled(np.array(large), config.split_seed, "categories", config.repeat)
+    return sorted(int(label) for label in order[: config.categories])
+
+
+def _divide(
+    protocol: str,
+    examples: Examples,
+    is_abnormal: Bool[np.ndarray, " n"],
+    *,
+    train: Int[np.ndarray, " a"],
+    test_normal: Int[np.ndarray, " b"],
+    test_abnormal: Int[np.ndarray, " c"],
+    config: DataConfig,
+    unlabeled: Int[np.ndarray, " d"] | None = None,
+) -> Split:
+    """Known abnormal and contaminating images leave `test_abnormal`; the rest is tested."""
+    extra = np.zeros(0, np.int64) if unlabeled is None else unlabeled
+    count = round(len(train) * (1 - config.validation_fraction)) + len(extra)
+    pool = _known_pool(examples, test_abnormal, config)
+    known = _pick_known(pool, examples.labels, count, config)
+    return _finish(
+        protocol,
+        examples,
+        is_abnormal,
+        train=train,
+        known=known,
+        test=_joined([test_normal, np.setdiff1d(test_abnormal, known)]),
+        contaminants=np.setdiff1d(test_abnormal, known),
+        unlabeled=extra,
+        config=config,
+    )
+
+
+def _finish(
+    protocol: str,
+    examples: Examples,
+    is_abnormal: Bool[np.ndarray, " n"],
+    *,
+    train: Int[np.ndarray, " a"],
+    known: Int[np.ndarray, " b"],
+    test: Int[np.ndarray, " c"],
+    contaminants: Int[np.ndarray, " d"],
+    config: DataConfig,
+    unlabeled: Int[np.ndarray, " e"] | None = None,
+    transductive: bool = False,
+) -> Split:
+    """Carve validation out of the training shares, contaminate, and limit the test part."""
+    seed = config.split_seed
+    held = _head(_shuffled(train, seed, "validation"), config.validation_fraction)
+    held_known = _every_class(known, examples.labels, seed, config.validation_fraction)
+    unlabelled = _joined([np.setdiff1d(train, held), [] if unlabeled is None else unlabeled])
+    hidden = _contamination(contaminants, len(unlabelled), config)
+    unlabelled, test = _joined([unlabelled, hidden]), np.setdiff1d(test, hidden)
+    test = _limit_test(test, examples.labels, is_abnormal, config)
+    if len(unlabelled) == 0 or len(test) == 0:
+        raise DataError(
+            f"{protocol}: {len(unlabelled)} training and {len(test)} test images are too few; check "
+            "the folder and config.data.train_fraction"
+        )
+    return Split(
+        protocol=f"{protocol}; split seed {seed}",
+        ids=examples.ids,
+        is_abnormal=is_abnormal,
+        train_normal=unlabelled,
+        train_known_abnormal=np.setdiff1d(known, held_known),
+        validation_normal=np.sort(held),
+        validation_known_abnormal=held_known,
+        test=test,
+        transductive=transductive,
+    )
+
+
+def _known_pool(
+    examples: Examples, abnormal: Int[np.ndarray, " n"], config: DataConfig
+) -> Int[np.ndarray, " m"]:
+    """The abnormal images that `known_abnormal_classes` allows to be known."""
+    names = config.known_abnormal_classes
+    if not names:
+        return abnormal
+    present = {examples.class_names[label] for label in np.unique(examples.labels[abnormal])}
+    for name in names:
+        if name not in present:
+            raise DataError(
+                f"config.data.known_abnormal_classes names {name!r}: the abnormal classes are "
+                + ", ".join(sorted(present))
+            )
+    return abnormal[np.isin(np.array(examples.class_names)[examples.labels[abnormal]], names)]
+
+
+def _pick_known(
+    pool: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " all"],
+    unlabelled: int,
+    config: DataConfig,
+) -> Int[np.ndarray, " m"]:
+    """Known abnormal images by number, by ratio (gamma_l of Deep SAD), or by share of each class."""
+    seed = config.split_seed
+    count = config.known_abnormal_count
+    if config.known_abnormal_ratio:
+        ratio = config.known_abnormal_ratio
+        count = round(ratio / (1 - ratio) * unlabelled / (1 - config.validation_fraction))
+    if count == 0:
+        classes = np.unique(labels[pool])
+        return _joined(
+            _head(
+                _shuffled(pool[labels[pool] == label], seed, "known", int(label)),
+                config.known_abnormal_fraction,
+            )
+            for label in classes
+        )
+    if count > len(pool):
+        raise DataError(
+            f"{count} known abnormal images are asked for, only {len(pool)} exist: lower "
+            "config.data.known_abnormal_count or known_abnormal_ratio"
+        )
+    return np.sort(_shuffled(pool, seed, "known", config.repeat)[:count])
+
+
+def _contamination(
+    pool: Int[np.ndarray, " n"], unlabelled: int, config: DataConfig
+) -> Int[np.ndarray, " m"]:
+    """Abnormal images that hide among the unlabelled ones (gamma_p of Deep SAD)."""
+    share = config.contamination
+    count = round(share / (1 - share) * unlabelled)
+    if count > len(pool):
+        raise DataError(
+            f"config.data.contamination {share} needs {count} abnormal images, only {len(pool)} "
+            "are left"
+        )
+    return np.sort(_shuffled(pool, config.split_seed, "contamination")[:count])
+
+
+def _every_class(
+    indices: Int[np.ndarray, " n"], labels: Int[np.ndarray, " all"], seed: int, fraction: float
+) -> Int[np.ndarray, " m"]:
+    """A share of `indices`, spread over the classes in proportion."""
+    count = round(fraction * len(indices))
+    shuffled = _shuffled(indices, seed, "validation")
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    steps = (np.arange(count) + 0.5) * len(indices) / max(count, 1)
+    return np.sort(ordered[steps.astype(int)])
 
 
 def _limit_test(
@@ -132,7 +384,7 @@ def _limit_test(
         return test
     normal, abnormal = test[~is_abnormal[test]], test[is_abnormal[test]]
     from_normal = min(len(normal), max(limit // 2, limit - len(abnormal)))
-    chosen = [_shuffled(normal, config.split_seed, "test", -1)[:from_normal]]
+    chosen = [_shuffled(normal, config.split_seed, "test")[:from_normal]]
     return _joined([*chosen, *_evenly(abnormal, labels, limit - from_normal, config, "test")])
 
 
@@ -159,7 +411,7 @@ def _evenly(
 
 
 def _shuffled(
-    indices: Int[np.ndarray, " n"], seed: int, purpose: str, label: int
+    indices: Int[np.ndarray, " n"], seed: int, purpose: str, label: int = -1
 ) -> Int[np.ndarray, " n"]:
     key = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), label + 1])
     return np.random.Generator(np.random.PCG64(key)).permutation(indices)

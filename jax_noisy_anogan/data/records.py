@@ -16,16 +16,20 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import pyramid
+from jax_noisy_anogan.data.augment import Augmentation
 from jax_noisy_anogan.data.errors import DataError
-from jax_noisy_anogan.data.source import Example, Source, digest
+from jax_noisy_anogan.data.source import BadImageError, Example, Picture, Source, digest
 from jax_noisy_anogan.data.sources import open_source
+
+if TYPE_CHECKING:
+    from jax_noisy_anogan.data import builders
 
 FORMAT = 1
 PART_BYTES = 256 * 2**20
@@ -57,6 +61,7 @@ class Dataset:
       cells: class of each cell of a puzzle image, or None.
       resolution: largest prepared resolution.
       tiles_per_side: how many of the model's tiles span one image; 1 unless the model is tiled.
+      augmentation: of training images, as the config asks.
       left_out: files that were skipped, with reasons.
       path: folder of the records.
     """
@@ -75,6 +80,7 @@ class Dataset:
     channels: int
     has_masks: bool
     tiles_per_side: int
+    augmentation: Augmentation
     left_out: tuple[LeftOut, ...]
     path: Path
     _parts: tuple[tuple[Path, int], ...] = dataclasses.field(repr=False)
@@ -82,15 +88,26 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The prepared resolutions, largest first."""
+        return pyramid.levels(self.resolution)
+
+    def write_report(self) -> Path:
+        """Write `left_out` as lines of `file: reason` beside the records, and return the path."""
+        report = self.path / "left_out.txt"
+        report.write_text("".join(f"{item.file}: {item.reason}\n" for item in self.left_out))
+        return report
+
     def source(self, resolution: int) -> LevelSource:
         """Random access to the images of one resolution, each uint8 [r, r, channels] in 0..255.
 
         Raises:
           DataError: the resolution was not prepared.
         """
-        if resolution not in pyramid.levels(self.resolution):
+        if resolution not in self.resolutions:
             raise DataError(
-                f"{self.name} is prepared at {pyramid.levels(self.resolution)}: resolution "
+                f"{self.name} is prepared at {self.resolutions}: resolution "
                 f"{resolution} is not among them"
             )
         return LevelSource(self._parts, resolution)
@@ -193,18 +210,46 @@ def load_dataset(config: DataConfig, *, resolution: int, progress: bool = True) 
     Raises:
       DataError: the source is missing or, with `on_bad_image = "raise"`, holds an unusable file.
     """
-    source = open_source(config)
+    model_resolution = resolution
+    resolution = image_resolution(config, model_resolution)
+    source = open_source(config, resolution=resolution)
     folder = prepared_folder(config, source, resolution=resolution)
     if not (folder / _HEADER).exists():
         with _exclusive(folder):
             if not (folder / _HEADER).exists():
                 _write(config, source, folder, resolution, progress)
-    return _open(config, folder)
+    return _open(config, folder, model_resolution)
+
+
+def image_resolution(config: DataConfig, resolution: int) -> int:
+    """Largest resolution to prepare for a model of `resolution`: its own, or the tiled images'.
+
+    Raises:
+      DataError: `resolution` is no power of two from 4 to 1024, or tiles exceed their images.
+    """
+    if not (4 <= resolution <= 1024 and resolution & (resolution - 1) == 0):
+        raise DataError(f"resolution {resolution}: expected a power of two from 4 to 1024")
+    if config.tile_image_resolution == 0:
+        return resolution
+    if config.tile_image_resolution < resolution:
+        raise DataError(
+            f"config.data.tile_image_resolution is {config.tile_image_resolution}: expected at "
+            f"least the model's resolution {resolution}"
+        )
+    return config.tile_image_resolution
 
 
 def prepared_folder(config: DataConfig, source: Source, *, resolution: int) -> Path:
     """Where the records of a source and settings lie, whether they exist or not."""
-    stamp = digest(FORMAT, source.fingerprint, resolution, config.channels)
+    stamp = digest(
+        FORMAT,
+        source.fingerprint,
+        resolution,
+        config.channels,
+        config.fit,
+        config.max_image_pixels,
+        config.on_bad_image,
+    )
     return Path(config.cache_dir).expanduser().resolve() / f"{config.name}-{stamp}"
 
 
@@ -230,9 +275,10 @@ def _write(
     starts = range(0, len(source.examples), per_part)
     parts: list[dict[str, Any]] = []
     with _progress_bar(len(source.examples), f"preparing {config.name}", progress) as advance:
+        encoder = _Encoder(config, source, resolution, advance)
         for number, start in enumerate(starts):
             examples = source.examples[start : start + per_part]
-            parts.append(_write_part(config, source, folder, resolution, number, examples, advance))
+            parts.append(_write_part(encoder, folder, number, examples))
     if not any(part["ids"] for part in parts):
         raise DataError(f"{config.name}: no usable image in {config.root or 'the source'}")
     header = {
@@ -249,43 +295,35 @@ def _write(
 
 
 def _write_part(
-    config: DataConfig,
-    source: Source,
-    folder: Path,
-    resolution: int,
-    number: int,
-    examples: Sequence[Example],
-    advance: Callable[[int], None],
+    encoder: _Encoder, folder: Path, number: int, examples: Sequence[Example]
 ) -> dict[str, Any]:
+    """Write one part, or recall it where an earlier, interrupted preparation finished it."""
     columns_path = folder / f"{_part_name(number)}.json"
     if columns_path.exists():
-        advance(len(examples))
-        return _read_json(columns_path)
+        values = _read_json(columns_path)
+        encoder.recall(values)
+        encoder.advance(len(examples))
+        return values
 
     from jax_noisy_anogan.data import builders
 
     columns = _Columns()
-
-    def encode() -> list[builders.Encoded]:
-        encoded = []
-        for example in examples:
-            item = _encode(example, source, config, resolution, columns)
-            if item is not None:
-                encoded.append(item)
-            advance(1)
-        return encoded
-
-    part_config = builders.PartConfig(
-        name=_part_name(number),
-        source=source,
-        resolution=resolution,
-        channels=config.channels,
-        encode=encode,
-    )
-    builder = builders.BUILDERS[source.builder](data_dir=str(folder), config=part_config)
-    with _quiet():
-        builder.download_and_prepare(file_format="array_record")
-    values = {**dataclasses.asdict(columns), "path": os.path.relpath(builder.data_path, folder)}
+    encoded = [item for item in (encoder(e, columns) for e in examples) if item is not None]
+    values = {**dataclasses.asdict(columns), "path": ""}
+    if encoded:
+        part_config = builders.PartConfig(
+            name=_part_name(number),
+            source=encoder.source,
+            resolution=encoder.resolution,
+            channels=encoder.config.channels,
+            encode=lambda: encoded,
+        )
+        with _quiet():
+            builder = builders.BUILDERS[encoder.source.builder](
+                data_dir=str(folder), config=part_config
+            )
+            builder.download_and_prepare(file_format="array_record")
+        values["path"] = os.path.relpath(builder.data_path, folder)
     _write_json(columns_path, values)
     return values
 
@@ -305,28 +343,92 @@ class _Columns:
     left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
-def _encode(
-    example: Example, source: Source, config: DataConfig, resolution: int, columns: _Columns
-) -> Any:
-    from jax_noisy_anogan.data.builders import Encoded
+class _Encoder:
+    """Turns examples into PNG pyramids, in order, and decides about unusable and equal ones."""
 
-    picture = example.load()
-    height, width = picture.image.shape[:2]
-    top = pyramid.fit_square(picture.image, resolution, "stretch")
-    images = {
-        r: pyramid.encode_png(pyramid.area_average(top, r)) for r in pyramid.levels(resolution)
-    }
-    columns.ids.append(example.id)
-    columns.labels.append(example.label)
-    columns.marks.append(example.mark)
-    columns.has_mask.append(picture.mask is not None)
-    columns.sizes.append((width, height))
-    columns.modes.append(picture.mode)
-    columns.digests.append(hashlib.sha256(picture.image.tobytes()).hexdigest()[:16])
-    return Encoded(example, images, {})
+    def __init__(
+        self, config: DataConfig, source: Source, resolution: int, advance: Callable[[int], None]
+    ):
+        self.config = config
+        self.source = source
+        self.resolution = resolution
+        self.advance = advance
+        self._seen: dict[str, tuple[str, int, str]] = {}
+
+    def recall(self, columns: dict[str, Any]) -> None:
+        """Remember the contents of a part that was written earlier."""
+        rows = zip(
+            columns["digests"], columns["ids"], columns["labels"], columns["marks"], strict=True
+        )
+        self._seen.update((digest_, (id_, label, mark)) for digest_, id_, label, mark in rows)
+
+    def __call__(self, example: Example, columns: _Columns) -> builders.Encoded | None:
+        """Encode `example` and note it in `columns`; None where it is left out.
+
+        Raises:
+          BadImageError: it is unusable and `on_bad_image` is "raise".
+        """
+        self.advance(1)
+        try:
+            picture = example.load()
+            content = self._checked_content(example, picture)
+        except BadImageError as error:
+            if self.config.on_bad_image == "raise":
+                raise
+            columns.left_out.append((error.file, error.reason))
+            return None
+        if content in self._seen:
+            reason = f"same content as {self._seen[content][0]}, of the same class and part"
+            columns.left_out.append((example.id, reason))
+            return None
+        if self.source.check_duplicates:
+            self._seen[content] = (example.id, example.label, example.mark)
+        self._note(example, picture, content, columns)
+        return self._encoded(example, picture)
+
+    def _checked_content(self, example: Example, picture: Picture) -> str:
+        content = hashlib.sha256(picture.image.tobytes() + bytes(str(picture.image.shape), "ascii"))
+        key = content.hexdigest()[:32]
+        earlier = self._seen.get(key)
+        if earlier is not None and earlier[1:] != (example.label, example.mark):
+            raise BadImageError(
+                example.id, f"same content as {earlier[0]}, of another class or part"
+            )
+        return key
+
+    def _note(self, example: Example, picture: Picture, content: str, columns: _Columns) -> None:
+        height, width = picture.image.shape[:2]
+        columns.ids.append(example.id)
+        columns.labels.append(example.label)
+        columns.marks.append(example.mark)
+        columns.has_mask.append(picture.mask is not None)
+        columns.sizes.append((width, height))
+        columns.modes.append(picture.mode)
+        columns.digests.append(content)
+        if example.cells is not None:
+            columns.cells.append(example.cells.tolist())
+
+    def _encoded(self, example: Example, picture: Picture) -> builders.Encoded:
+        from jax_noisy_anogan.data.builders import Encoded
+
+        image = picture.image
+        if image.shape[-1] != self.config.channels:
+            image = np.repeat(image[..., :1], self.config.channels, axis=-1)
+        images = self._pyramid(pyramid.fit_square(image, self.resolution, self.config.fit))
+        masks: dict[int, bytes] = {}
+        if self.source.has_masks:
+            mask = np.zeros(image.shape[:2], bool) if picture.mask is None else picture.mask
+            masks = self._pyramid(pyramid.mask_square(mask, self.resolution, self.config.fit))
+        return Encoded(example, images, masks)
+
+    def _pyramid(self, top: UInt8[np.ndarray, "r r c"]) -> dict[int, bytes]:
+        return {
+            r: pyramid.encode_png(pyramid.area_average(top, r))
+            for r in pyramid.levels(self.resolution)
+        }
 
 
-def _open(config: DataConfig, folder: Path) -> Dataset:
+def _open(config: DataConfig, folder: Path, model_resolution: int) -> Dataset:
     header = _read_json(folder / _HEADER)
     parts = [_read_json(folder / f"{_part_name(n)}.json") for n in range(header["parts"])]
 
@@ -347,7 +449,8 @@ def _open(config: DataConfig, folder: Path) -> Dataset:
         resolution=header["resolution"],
         channels=header["channels"],
         has_masks=header["has_masks"],
-        tiles_per_side=1,
+        tiles_per_side=header["resolution"] // model_resolution,
+        augmentation=Augmentation.from_config(config),
         left_out=tuple(LeftOut(*item) for item in [*header["rejected"], *column("left_out")]),
         path=folder,
         _parts=tuple((folder / part["path"], len(part["ids"])) for part in parts if part["ids"]),

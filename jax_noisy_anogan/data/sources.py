@@ -5,22 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import mnist
+from jax_noisy_anogan.data import ir_mnist, mnist
+from jax_noisy_anogan.data.caltech256 import caltech256
 from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.data.image_folder import image_folder
 from jax_noisy_anogan.data.source import Source
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, *, resolution: int) -> Source:
     """List the examples of `config.name` without decoding them.
+
+    Args:
+      resolution: at which synthetic surfaces are drawn.
 
     Raises:
       DataError: the source's folder or files are missing or not as expected.
     """
     if config.name == "mnist5k":
         return mnist.mnist5k()
+    if config.name == "synthetic":
+        # SciPy's filters are slow to import and no other source needs them.
+        from jax_noisy_anogan.data.synthetic import synthetic
+
+        return synthetic(config, resolution=resolution)
+    if config.name == "ir_mnist" and config.generated_images:
+        return ir_mnist.generated(source_root(config) if config.root else None, config)
+    root = source_root(config)
     if config.name == "mnist":
-        return mnist.mnist(source_root(config))
-    raise DataError(f"config.data.name {config.name!r} has no source")
+        return mnist.mnist(root)
+    if config.name == "ir_mnist":
+        return ir_mnist.published(root, config)
+    if config.name == "caltech256":
+        return caltech256(root, config)
+    return image_folder(root, config)
 
 
 def source_root(config: DataConfig) -> Path:

@@ -1,0 +1,60 @@
+"""Caltech-256 (Griffin, Holub, Perona 2007) in its official folder layout."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from jax_noisy_anogan.config import DataConfig
+from jax_noisy_anogan.data.decode import decode_image
+from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.data.folders import Listing, open_root
+from jax_noisy_anogan.data.source import Example, Source, digest
+
+CLUTTER = "257.clutter"
+_FOLDER = "256_ObjectCategories"
+_CATEGORY = re.compile(r"\d{3}\..+")
+
+
+def caltech256(root: Path, config: DataConfig) -> Source:
+    """List `root/256_ObjectCategories/NNN.name/NNN_MMMM.jpg`; an incomplete copy will do.
+
+    Raises:
+      DataError: no such folders, or no clutter.
+      BadImageError: something in them is unusable and `on_bad_image` is "raise".
+    """
+    root = open_root(root)
+    top = root / _FOLDER if (root / _FOLDER).is_dir() else root
+    listing = Listing(top, skip=config.on_bad_image == "skip")
+    found: list[tuple[str, Path]] = []
+    names = []
+    for folder in listing.folders(top):
+        if not _CATEGORY.fullmatch(folder.name):
+            listing.reject(folder, "not a category folder NNN.name")
+            continue
+        names.append(folder.name)
+        found += [(folder.name, path) for path in sorted(listing.images(folder))]
+    if CLUTTER not in names:
+        raise DataError(
+            f"{top} has no {CLUTTER}: config.data.root must hold {_FOLDER} of Caltech-256"
+        )
+    label_of = {name: label for label, name in enumerate(names)}
+    examples = [
+        Example(
+            listing.id_of(path),
+            label_of[name],
+            partial(
+                decode_image, path, channels=config.channels, max_pixels=config.max_image_pixels
+            ),
+        )
+        for name, path in found
+    ]
+    return Source(
+        builder="caltech256",
+        class_names=tuple(names),
+        examples=examples,
+        fingerprint=digest("caltech256", top, *sorted(listing.stamps)),
+        check_duplicates=True,
+        rejected=tuple(listing.rejected),
+    )

@@ -1,0 +1,136 @@
+"""A data set as text and as a picture: counts, sizes, the paper's Table 1, and a contact sheet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+from rich.table import Table
+
+from jax_noisy_anogan.data.protocols import PARTS, Split
+from jax_noisy_anogan.data.records import Dataset
+
+# Table 1: name, images, classes.
+PAPER_TABLE_1 = {
+    "mnist5k": ("MNIST", 70_000, 10),
+    "mnist": ("MNIST", 70_000, 10),
+    "caltech256": ("Caltech-256", 30_607, 256),
+    "ir_mnist": ("IR-MNIST", 6_051, 10),
+}
+_COLUMNS = 8
+_ROWS = 16
+_THUMBNAIL = 96
+_CAPTION = 14
+_RED = np.array([255, 0, 0])
+
+
+def table_1(dataset: Dataset) -> Table:
+    """Table 1 of the paper: the row printed there, if any, and this copy of the data set."""
+    table = Table("", "dataset name", "dataset size", "class", title="Table 1")
+    name, images, classes = PAPER_TABLE_1.get(dataset.name, (dataset.name, None, None))
+    if images is not None:
+        table.add_row("paper", name, f"{images:,}", str(classes))
+    present = len(np.unique(dataset.labels))
+    found = len(dataset) + len(dataset.left_out)
+    size = f"{len(dataset):,}" + (f" of {found:,} files" if dataset.left_out else "")
+    table.add_row("here", name, size, str(present))
+    return table
+
+
+def properties(dataset: Dataset) -> Table:
+    """Sizes, pixel formats, official parts, masks."""
+    table = Table("property", "value", title=dataset.name)
+    width, height = dataset.sizes.T
+    table.add_row("width", f"{width.min()} to {width.max()}, median {np.median(width):.0f}")
+    table.add_row("height", f"{height.min()} to {height.max()}, median {np.median(height):.0f}")
+    table.add_row("modes", _counted(dataset.modes))
+    table.add_row("official parts", _counted(mark or "none" for mark in dataset.marks))
+    known = f"{dataset.has_mask.sum():,} of {len(dataset):,}" if dataset.has_masks else "none"
+    table.add_row("known masks", known)
+    if dataset.cells is not None:
+        labelled = (dataset.cells >= 0).all(axis=(1, 2))
+        rows, columns = dataset.cells.shape[1:]
+        table.add_row("cells", f"{rows} x {columns}, labelled in {labelled.sum():,} images")
+    table.add_row("prepared at", ", ".join(map(str, dataset.resolutions)))
+    table.add_row("left out", f"{len(dataset.left_out):,}")
+    table.add_row("records", str(dataset.path))
+    return table
+
+
+def split_counts(dataset: Dataset, split: Split) -> Table:
+    """Images per class and part of the split."""
+    table = Table("class", *(part.replace("_", " ") for part in PARTS), "unused", "all")
+    table.title = split.protocol
+    counts = [_class_counts(dataset, split.part(part)) for part in PARTS]
+    totals = _class_counts(dataset, np.arange(len(dataset)))
+    used = np.zeros(len(dataset), bool)
+    for part in PARTS:
+        used[split.part(part)] = True
+    unused = _class_counts(dataset, np.flatnonzero(~used))
+    columns = [*counts, unused, totals]
+    for label in np.flatnonzero(totals):
+        table.add_row(dataset.class_names[label], *(f"{column[label]:,}" for column in columns))
+    table.add_section()
+    table.add_row("all", *(f"{column.sum():,}" for column in columns))
+    if len(split.contaminating):
+        table.caption = f"{len(split.contaminating)} abnormal images hide in the training images"
+    return table
+
+
+def contact_sheet(dataset: Dataset, path: Path) -> None:
+    """Write a PNG with a row of examples per class (the 16 largest classes).
+
+    The anomalous pixels of an image are outlined in red where the data set has masks.
+    """
+    counts = _class_counts(dataset, np.arange(len(dataset)))
+    largest = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))[:_ROWS]
+    rows = sorted(largest)
+    cell = _THUMBNAIL + 4
+    sheet = Image.new("RGB", (_COLUMNS * cell, len(rows) * (cell + _CAPTION)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, label in enumerate(rows):
+        top = row * (cell + _CAPTION)
+        caption = f"{dataset.class_names[label]}: {counts[label]:,} images"
+        draw.text((2, top), caption, fill="black")
+        indices = np.flatnonzero(dataset.labels == label)
+        shown = indices[np.linspace(0, len(indices) - 1, min(_COLUMNS, len(indices))).astype(int)]
+        for column, thumbnail in enumerate(_thumbnails(dataset, shown)):
+            sheet.paste(Image.fromarray(thumbnail), (column * cell + 2, top + _CAPTION))
+    sheet.save(path)
+
+
+def _thumbnails(dataset: Dataset, indices: np.ndarray) -> list[UInt8[np.ndarray, "s s 3"]]:
+    level = min((r for r in dataset.resolutions if r >= _THUMBNAIL), default=dataset.resolution)
+    images = dataset.images(indices, level)
+    masks = dataset.mask_coverage(indices, level)
+    thumbnails = []
+    for row, image in enumerate(images):
+        picture = np.broadcast_to(image, (level, level, 3)).copy()
+        if masks is not None:
+            picture[_outline(masks[row] > 0)] = _RED
+        enlarge = level < _THUMBNAIL
+        method = Image.Resampling.NEAREST if enlarge else Image.Resampling.BOX
+        resized = Image.fromarray(picture).resize((_THUMBNAIL, _THUMBNAIL), method)
+        thumbnails.append(np.asarray(resized))
+    return thumbnails
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels just outside the mask, so that the defect itself stays visible."""
+    grown = np.pad(mask, 2)
+    shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+    side = len(mask)
+    around = [grown[2 + dy : 2 + dy + side, 2 + dx : 2 + dx + side] for dy, dx in shifts]
+    return np.logical_or.reduce(around) & ~mask
+
+
+def _class_counts(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
+    return np.bincount(dataset.labels[indices], minlength=len(dataset.class_names))
+
+
+def _counted(values: Iterable[str]) -> str:
+    return ", ".join(f"{value} {count:,}" for value, count in Counter(values).most_common())

@@ -1,0 +1,45 @@
+"""Print what a data set holds: `python -m jax_noisy_anogan.describe --config FILE.py`.
+
+Writes a contact sheet of examples; prepares the records first where they are missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+
+from jax_noisy_anogan import cli
+from jax_noisy_anogan.config import Config, validate
+from jax_noisy_anogan.data import load_dataset, make_split, summary
+
+_CONFIG = cli.define_config()
+_SHEET = flags.DEFINE_string(
+    "contact_sheet", None, "Where to write the contact sheet (PNG); beside the records by default"
+)
+
+
+def describe(config: Config, sheet: Path | None = None) -> None:
+    """Print Table 1, properties and split counts, and write the contact sheet."""
+    dataset = load_dataset(config.data, resolution=config.growth.resolution)
+    split = make_split(dataset, config.data)
+    console = Console()
+    console.print(summary.table_1(dataset))
+    console.print(summary.properties(dataset))
+    console.print(summary.split_counts(dataset, split))
+    if dataset.left_out:
+        console.print(f"{len(dataset.left_out):,} files left out, see {dataset.write_report()}")
+    path = sheet or dataset.path / "contact_sheet.png"
+    summary.contact_sheet(dataset, path)
+    console.print(f"contact sheet: {path}", soft_wrap=True)
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    sheet = Path(_SHEET.value).expanduser() if _SHEET.value else None
+    describe(validate(_CONFIG.value), sheet)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,33 @@
+"""Write a data set's records once: `python -m jax_noisy_anogan.prepare --config FILE.py`.
+
+Interrupted, it goes on where it stopped when it is run again.
+"""
+
+from __future__ import annotations
+
+from jax_noisy_anogan import cli
+from jax_noisy_anogan.config import Config, validate
+from jax_noisy_anogan.data import load_dataset
+
+_CONFIG = cli.define_config()
+_SHOWN = 20
+
+
+def prepare(config: Config) -> None:
+    """Prepare the data set of a validated config and print what became of its files."""
+    dataset = load_dataset(config.data, resolution=config.growth.resolution)
+    print(f"{dataset.name}: {len(dataset):,} images at {dataset.resolutions} in {dataset.path}")
+    report = dataset.write_report()
+    if dataset.left_out:
+        for item in dataset.left_out[:_SHOWN]:
+            print(f"left out {item.file}: {item.reason}")
+        print(f"{len(dataset.left_out):,} files left out, listed in {report}")
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    prepare(validate(_CONFIG.value))
+
+
+if __name__ == "__main__":
+    cli.run(main)
