@@ -16,5 +16,5 @@ def get_config() -> Config:
             train_fraction=0.9,
             known_abnormal_count=50,
         ),
-        growth=GrowthConfig(resolution=256),
+        growth=GrowthConfig(resolution=256, minibatch={"256": 16}),
     )

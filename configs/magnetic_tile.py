@@ -12,5 +12,5 @@ def get_config() -> Config:
             name="image_folder",
             layout="magnetic_tile",
         ),
-        growth=GrowthConfig(resolution=256),
+        growth=GrowthConfig(resolution=256, minibatch={"256": 16}),
     )

@@ -13,5 +13,5 @@ def get_config() -> Config:
             layout="mvtec",
             known_abnormal_fraction=0.25,
         ),
-        growth=GrowthConfig(resolution=1024),
+        growth=GrowthConfig(resolution=1024, minibatch={"256": 16, "512": 8, "1024": 4}),
     )

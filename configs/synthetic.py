@@ -11,5 +11,5 @@ def get_config() -> Config:
         data=DataConfig(
             name="synthetic",
         ),
-        growth=GrowthConfig(resolution=256),
+        growth=GrowthConfig(resolution=256, minibatch={"256": 16}),
     )

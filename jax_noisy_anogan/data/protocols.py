@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.errors import DataError
 from jax_noisy_anogan.data.records import Dataset
 
+_NONE = np.zeros(0, np.int64)
 PARTS = (
     "train_normal",
     "train_known_abnormal",
@@ -245,7 +247,7 @@ def _divide(
     unlabeled: Int[np.ndarray, " d"] | None = None,
 ) -> Split:
     """Known abnormal and contaminating images leave `test_abnormal`; the rest is tested."""
-    extra = np.zeros(0, np.int64) if unlabeled is None else unlabeled
+    extra = _NONE if unlabeled is None else unlabeled
     count = round(len(train) * (1 - config.validation_fraction)) + len(extra)
     pool = _known_pool(examples, test_abnormal, config)
     known = _pick_known(pool, examples.labels, count, config)
@@ -279,7 +281,7 @@ def _finish(
     seed = config.split_seed
     held = _head(_shuffled(train, seed, "validation"), config.validation_fraction)
     held_known = _every_class(known, examples.labels, seed, config.validation_fraction)
-    unlabelled = _joined([np.setdiff1d(train, held), [] if unlabeled is None else unlabeled])
+    unlabelled = _joined([np.setdiff1d(train, held), _NONE if unlabeled is None else unlabeled])
     hidden = _contamination(contaminants, len(unlabelled), config)
     unlabelled, test = _joined([unlabelled, hidden]), np.setdiff1d(test, hidden)
     test = _limit_test(test, examples.labels, is_abnormal, config)
@@ -421,5 +423,5 @@ def _head(indices: Int[np.ndarray, " n"], fraction: float) -> Int[np.ndarray, " 
     return indices[: round(fraction * len(indices))]
 
 
-def _joined(parts: Any) -> Int[np.ndarray, " n"]:
-    return np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
+def _joined(parts: Iterable[Int[np.ndarray, " n"]]) -> Int[np.ndarray, " m"]:
+    return np.sort(np.concatenate([_NONE, *parts]))

@@ -21,6 +21,7 @@ PAPER_TABLE_1 = {
     "caltech256": ("Caltech-256", 30_607, 256),
     "ir_mnist": ("IR-MNIST", 6_051, 10),
 }
+_HEADINGS = ("train normal", "train known", "valid. normal", "valid. known", "test")
 _COLUMNS = 8
 _ROWS = 16
 _THUMBNAIL = 96
@@ -63,8 +64,10 @@ def properties(dataset: Dataset) -> Table:
 
 def split_counts(dataset: Dataset, split: Split) -> Table:
     """Images per class and part of the split."""
-    table = Table("class", *(part.replace("_", " ") for part in PARTS), "unused", "all")
-    table.title = split.protocol
+    table = Table(title=split.protocol)
+    table.add_column("class", no_wrap=True)
+    for heading in (*_HEADINGS, "unused", "all"):
+        table.add_column(heading, justify="right")
     counts = [_class_counts(dataset, split.part(part)) for part in PARTS]
     totals = _class_counts(dataset, np.arange(len(dataset)))
     used = np.zeros(len(dataset), bool)

@@ -1,0 +1,401 @@
+"""Image files of every kind, good and bad, from folders to records."""
+
+import io
+import random
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jax_noisy_anogan.config import DataConfig
+from jax_noisy_anogan.data import DataError, load_dataset, make_split
+from jax_noisy_anogan.data.decode import decode_image, decode_mask
+from jax_noisy_anogan.data.source import BadImageError
+
+LIMIT = 10**6
+
+
+def _noise(height=12, width=10, seed=0, channels=1):
+    rng = np.random.default_rng(seed)
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return rng.integers(0, 256, shape, np.uint8)
+
+
+def _save(path, array, **settings):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **settings)
+    return path
+
+
+def _decode(path, channels=1):
+    return decode_image(path, channels=channels, max_pixels=LIMIT).image
+
+
+def test_eight_bit_grey_is_unchanged(tmp_path):
+    array = _noise()
+    np.testing.assert_array_equal(_decode(_save(tmp_path / "a.png", array))[..., 0], array)
+
+
+def test_sixteen_bits_keep_their_full_range(tmp_path):
+    array = np.linspace(0, 65535, 64).reshape(8, 8).round().astype(np.uint16)
+    decoded = _decode(_save(tmp_path / "a.png", array))[..., 0]
+    np.testing.assert_array_equal(decoded, np.rint(array / 257))
+
+
+def test_a_palette_gives_its_colours(tmp_path):
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.save(tmp_path / "a.png")
+    assert (_decode(tmp_path / "a.png", 3) == [10, 20, 30]).all()
+
+
+def test_transparent_pixels_lie_over_black(tmp_path):
+    array = np.full((8, 8, 4), 200, np.uint8)
+    array[..., 3] = 0
+    assert (_decode(_save(tmp_path / "a.png", array), 3) == 0).all()
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    red = _decode(tmp_path / "a.tif", 3)[0, 0].astype(int)
+    assert red[0] > 200
+    assert red[1:].max() < 60
+
+
+def test_one_bit_images_are_black_and_white(tmp_path):
+    Image.fromarray(_noise() > 127).save(tmp_path / "a.png")
+    assert set(np.unique(_decode(tmp_path / "a.png"))) == {0, 255}
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    array = np.zeros((8, 16), np.uint8)
+    array[:, 8:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = _save(tmp_path / "a.png", array, exif=exif)
+    np.testing.assert_array_equal(_decode(path)[..., 0], np.rot90(array, -1))
+
+
+def _bomb() -> bytes:
+    """A valid small PNG header that claims 60,000 x 60,000 pixels."""
+    data = bytearray(_png(_noise()))
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    return bytes(data)
+
+
+def _png(array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _gif() -> bytes:
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(_noise(seed=s)) for s in range(3)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def _float() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(_noise().astype(np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+BAD = {
+    "empty": (b"", "not an image"),
+    "text": (b"this is text with an image's ending\n" * 50, "not an image"),
+    "cut off": (_png(_noise(100, 100))[:3000], "damaged"),
+    "bit flipped": (bytes(b ^ (i == 70) for i, b in enumerate(_png(_noise()))), "damaged"),
+    "one pixel": (_png(_noise(1, 1)), "1 x 1 pixels"),
+    "bomb": (_bomb(), "max_image_pixels"),
+    "frames": (_gif(), "3 frames"),
+    "float": (_float(), "floating-point"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_one_line_with_its_name_and_reason(tmp_path, kind):
+    data, reason = BAD[kind]
+    path = tmp_path / "bad.png"
+    path.write_bytes(data)
+    with pytest.raises(BadImageError, match=reason) as caught:
+        _decode(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_grey_mask_values_split_at_half(tmp_path):
+    array = np.array([[0, 100, 127, 128], [200, 255, 0, 0]] * 4, np.uint8)
+    mask = decode_mask(_save(tmp_path / "m.png", array), max_pixels=LIMIT)
+    np.testing.assert_array_equal(mask, array > 127)
+
+
+def test_class_numbers_are_not_taken_for_an_empty_mask(tmp_path):
+    path = _save(tmp_path / "m.png", np.eye(8, dtype=np.uint8))
+    with pytest.raises(BadImageError, match="white"):
+        decode_mask(path, max_pixels=LIMIT)
+
+
+def _mvtec(root):
+    for number in range(12):
+        _save(root / f"train/good/{number:03d}.png", _noise(20, 30, number))
+    for number in range(4):
+        _save(root / f"test/good/{number:03d}.png", _noise(20, 30, 100 + number))
+        _save(root / f"test/hole/{number:03d}.png", _noise(20, 30, 200 + number))
+        mask = np.zeros((20, 30), np.uint8)
+        mask[5:15, :15] = 255
+        _save(root / f"ground_truth/hole/{number:03d}_mask.png", mask)
+    return root
+
+
+def _plain(root):
+    for number in range(12):
+        _save(root / f"normal/{number}.png", _noise(16, 16, number))
+        _save(root / f"unlabeled/{number}.png", _noise(16, 16, 50 + number))
+    for number in range(4):
+        _save(root / f"abnormal/{number}.png", _noise(16, 16, 100 + number))
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:8] = 255
+    _save(root / "masks/2.png", mask)
+    return root
+
+
+def _config(root, tmp_path, **changes):
+    settings = {"name": "image_folder", "root": str(root), "cache_dir": str(tmp_path / "cache")}
+    return DataConfig(**{**settings, **changes})
+
+
+def _load(root, tmp_path, **changes):
+    return load_dataset(_config(root, tmp_path, **changes), resolution=16, progress=False)
+
+
+def test_mvtec_classes_parts_and_masks(tmp_path):
+    dataset = _load(_mvtec(tmp_path / "data"), tmp_path)
+    assert dataset.class_names == ("good", "hole")
+    assert [dataset.marks.count(m) for m in ("train", "test")] == [12, 8]
+    holes = np.flatnonzero(dataset.labels == 1)
+    expected = np.zeros((16, 16), bool)
+    expected[4:12, :8] = True
+    assert (dataset.masks(holes, 16) == expected).all()
+    assert not dataset.masks(np.flatnonzero(dataset.labels == 0), 16).any()
+
+
+def test_plain_layout_pairs_masks_by_name_and_keeps_unlabeled_images_apart(tmp_path):
+    config = _config(_plain(tmp_path / "data"), tmp_path)
+    dataset = load_dataset(config, resolution=16, progress=False)
+    named = dict(zip(dataset.ids, dataset.has_mask, strict=True))
+    assert named["abnormal/2.png"]
+    assert named["normal/0.png"]
+    assert not named["abnormal/1.png"]
+    assert dataset.marks.count("unlabeled") == 12
+    tested = {dataset.ids[i].split("/")[0] for i in make_split(dataset, config).test}
+    assert tested == {"normal", "abnormal"}
+
+
+def test_magnetic_tile_masks_lie_beside_their_images(tmp_path):
+    root = tmp_path / "data"
+    for number in range(4):
+        _save(root / f"MT_Free/Imgs/{number}.jpg", _noise(16, 16, number))
+        _save(root / f"MT_Free/Imgs/{number}.png", np.zeros((16, 16), np.uint8))
+        _save(root / f"MT_Crack/Imgs/{number}.jpg", _noise(16, 16, 9 + number))
+        _save(root / f"MT_Crack/Imgs/{number}.png", np.full((16, 16), 255, np.uint8))
+    dataset = _load(root, tmp_path)
+    assert dataset.class_names == ("MT_Free", "MT_Crack")
+    assert dataset.masks(np.flatnonzero(dataset.labels), 16).all()
+
+
+def _folder_faults():
+    def wrong_size(root):
+        _save(root / "ground_truth/hole/001_mask.png", np.full((10, 10), 255, np.uint8))
+
+    def orphan_mask(root):
+        _save(root / "ground_truth/hole/777_mask.png", np.zeros((20, 30), np.uint8))
+
+    def same_name(root):
+        _save(root / "test/hole/001.bmp", _noise(20, 30, 999))
+
+    def same_content(root):
+        _save(root / "test/good/900.png", _noise(20, 30, 3))
+
+    def empty_class(root):
+        (root / "test/dent").mkdir()
+
+    def link_out(root):
+        outside = _save(root.parent / "outside.png", _noise(20, 30, 998))
+        (root / "test/good/901.png").symlink_to(outside)
+
+    def broken_link(root):
+        (root / "test/good/902.png").symlink_to(root / "nowhere.png")
+
+    def folder_in_class(root):
+        (root / "train/good/more").mkdir()
+
+    def defect_in_train(root):
+        _save(root / "train/hole/000.png", _noise(20, 30, 997))
+
+    return [
+        (wrong_size, "mask is 10 x 10", "001_mask.png"),
+        (orphan_mask, "without an image", "777_mask.png"),
+        (same_name, "same name", "001.png"),
+        (same_content, "same content", "900.png"),
+        (empty_class, "holds no image", "dent"),
+        (link_out, "link out", "901.png"),
+        (broken_link, "cannot be read", "902.png"),
+        (folder_in_class, "a folder", "more"),
+        (defect_in_train, "only hold", "hole"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "name"), _folder_faults(), ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_folder_fault_is_raised_or_listed_with_its_file(tmp_path, fault, reason, name):
+    root = _mvtec(tmp_path / "data")
+    fault(root)
+    with pytest.raises(DataError, match=reason) as caught:
+        _load(root, tmp_path)
+    assert name in str(caught.value)
+    dataset = _load(root, tmp_path, on_bad_image="skip")
+    assert any(name in item.file and reason in item.reason for item in dataset.left_out)
+
+
+def test_equal_images_of_one_class_and_part_count_once(tmp_path):
+    root = _mvtec(tmp_path / "data")
+    _save(root / "train/good/099.png", _noise(20, 30, 3))
+    dataset = _load(root, tmp_path)
+    assert len(dataset) == 20
+    assert [item.reason for item in dataset.left_out] == [
+        "same content as train/good/003.png, of the same class and part"
+    ]
+
+
+def test_other_endings_are_listed_but_end_nothing(tmp_path):
+    root = _mvtec(tmp_path / "data")
+    (root / "train/good/notes.txt").write_text("notes")
+    dataset = _load(root, tmp_path)
+    assert "not an image ending" in dataset.left_out[0].reason
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "not a folder"),
+        (lambda root: root.mkdir(), "none of the folders"),
+        (lambda root: root.write_text("file"), "not a folder"),
+        (lambda root: (root / "train/good").mkdir(parents=True), "holds no image"),
+    ],
+)
+def test_an_unusable_root_is_named(tmp_path, make, message):
+    root = tmp_path / "data"
+    make(root)
+    with pytest.raises(DataError, match=message) as caught:
+        _load(root, tmp_path)
+    assert str(root) in str(caught.value)
+
+
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+    root = _mvtec(tmp_path / "data")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(DataError, match="cannot be listed: Permission denied"):
+        _load(root, tmp_path)
+
+
+def test_mixed_sizes_and_modes_become_one_shape(tmp_path):
+    root = tmp_path / "data"
+    _save(root / "normal/a.png", _noise(7, 40))
+    _save(root / "normal/b.jpg", _noise(64, 64, channels=3))
+    _save(root / "abnormal/c.png", _noise(9, 9))
+    dataset = _load(root, tmp_path, channels=3)
+    assert dataset.images(range(3), 16).shape == (3, 16, 16, 3)
+    assert sorted(map(tuple, dataset.sizes)) == [(9, 9), (40, 7), (64, 64)]
+
+
+def test_padding_and_cropping_keep_the_proportions(tmp_path):
+    root = tmp_path / "data"
+    white = np.full((16, 32), 255, np.uint8)
+    _save(root / "normal/a.png", white)
+    padded = _load(root, tmp_path, fit="pad").images([0], 16)[0, ..., 0]
+    cropped = _load(root, tmp_path, fit="crop").images([0], 16)[0, ..., 0]
+    assert (padded[4:12] == 255).all()
+    assert (padded[:4] == 0).all()
+    assert (cropped == 255).all()
+
+
+def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    from jax_noisy_anogan.data import image_folder, records
+
+    root = _plain(tmp_path / "data")
+    monkeypatch.setattr(records, "PART_BYTES", 16 * 16 * 5)
+    decode, decoded = image_folder.decode_image, []
+
+    def interrupted(path, **settings):
+        decoded.append(path)
+        if len(decoded) == 13:
+            raise KeyboardInterrupt
+        return decode(path, **settings)
+
+    monkeypatch.setattr(image_folder, "decode_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _load(root, tmp_path)
+    dataset = _load(root, tmp_path)
+    assert len(dataset) == 28
+    # Two parts of five were complete; the third is decoded again.
+    assert len(decoded) == 13 + 28 - 10
+    expected = {f"normal/{k}.png": _noise(16, 16, k) for k in range(12)}
+    for index, id_ in enumerate(dataset.ids):
+        if id_ in expected:
+            np.testing.assert_array_equal(dataset.images([index], 16)[0, ..., 0], expected[id_])
+
+
+def test_changed_files_are_prepared_again(tmp_path):
+    root = _plain(tmp_path / "data")
+    first = _load(root, tmp_path)
+    _save(root / "normal/new.png", _noise(16, 16, 77))
+    assert len(_load(root, tmp_path)) == len(first) + 1
+
+
+def _mutants(count=240):
+    """Images of five formats: cut off, with flipped bits, with garbage, or of a wrong type."""
+    rng = random.Random(0)
+    formats = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+    for number in range(count):
+        buffer = io.BytesIO()
+        name = formats[number % len(formats)]
+        Image.fromarray(_noise(24, 24, number)).save(buffer, name)
+        data = bytearray(buffer.getvalue())
+        kind = number // len(formats) % 4
+        if kind == 0:
+            data = data[: rng.randrange(len(data))]
+        elif kind == 1:
+            for _ in range(8):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            start = rng.randrange(min(64, len(data)))
+            data[start : start + 16] = rng.randbytes(16)
+        else:
+            data = bytearray(rng.choice((b"", b"GIF89a", b"%PDF-1.7", b"PK\x03\x04", b"text\n" * 9)))
+        yield f"{number:03d}.{name.lower().replace('jpeg', 'jpg').replace('tiff', 'tif')}", data
+
+
+def test_every_mutated_file_is_in_the_records_or_in_the_report(tmp_path):
+    root = _plain(tmp_path / "data")
+    mutants = dict(_mutants())
+    for name, data in mutants.items():
+        (root / "abnormal" / name).write_bytes(data)
+    dataset = _load(root, tmp_path, on_bad_image="skip")
+    listed = {item.file.rsplit("/", 1)[-1] for item in dataset.left_out}
+    kept = {id_.rsplit("/", 1)[-1] for id_ in dataset.ids}
+    assert len(mutants) >= 200
+    assert set(mutants) <= listed | kept
+    assert not listed & kept & set(mutants)
+    # Uncompressed formats carry no checksum: some of their flipped bits are just other pixels.
+    assert len(listed) >= 150
+    report = dataset.write_report().read_text().splitlines()
+    assert len(report) == len(dataset.left_out)
