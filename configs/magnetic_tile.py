@@ -1,6 +1,6 @@
 """Magnetic tiles: real surface defects with masks, or any folder in that layout.
 
-    python -m jax_noisy_anogan.describe --config configs/magnetic_tile.py --config.data.root=FOLDER
+python -m jax_noisy_anogan.describe --config configs/magnetic_tile.py --config.data.root=FOLDER
 """
 
 from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig

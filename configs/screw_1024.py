@@ -1,6 +1,6 @@
 """Screws of 1024 x 1024 pixels in the MVTec AD layout.
 
-    python -m jax_noisy_anogan.describe --config configs/screw_1024.py --config.data.root=FOLDER
+python -m jax_noisy_anogan.describe --config configs/screw_1024.py --config.data.root=FOLDER
 """
 
 from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig

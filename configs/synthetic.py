@@ -1,6 +1,6 @@
 """Drawn surfaces with defects of less than 1 % of the pixels; needs no files.
 
-    python -m jax_noisy_anogan.describe --config configs/synthetic.py
+python -m jax_noisy_anogan.describe --config configs/synthetic.py
 """
 
 from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig

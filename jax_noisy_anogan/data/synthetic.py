@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from scipy import ndimage
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.source import Example, Picture, Source, digest

@@ -1,0 +1,175 @@
+"""Augmentation, tiles, large images and several processes."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import zlib
+
+import numpy as np
+import pytest
+
+from jax_noisy_anogan.config import DataConfig
+from jax_noisy_anogan.data import DataError, TrainingStreams, load_dataset, make_split, pipeline
+from jax_noisy_anogan.data.augment import Augmentation
+
+
+def _config(cache, **changes):
+    settings = {"synthetic_images": 20, "synthetic_abnormal_images": 8, "texture": "speckle"}
+    settings["known_abnormal_fraction"] = 0.5
+    return DataConfig(name="synthetic", cache_dir=str(cache), **{**settings, **changes})
+
+
+def _open(config, resolution=32):
+    dataset = load_dataset(config, resolution=resolution, progress=False)
+    return dataset, make_split(dataset, config)
+
+
+def _streams(dataset, split, **changes):
+    settings = {"resolution": 16, "minibatch": 4, "seed": 0, "with_abnormal": False, **changes}
+    return TrainingStreams(dataset, split, **settings)
+
+
+IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+
+
+def _outcomes(augmentation, count=200):
+    return {augmentation(IMAGE, np.random.default_rng(seed)).tobytes() for seed in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "expected"),
+    [
+        (Augmentation(), [IMAGE]),
+        (Augmentation(flip_horizontal=True), [IMAGE, np.fliplr(IMAGE)]),
+        (Augmentation(flip_vertical=True), [IMAGE, np.flipud(IMAGE)]),
+        (Augmentation(quarter_turns=True), [np.rot90(IMAGE, k) for k in range(4)]),
+    ],
+)
+def test_flips_and_turns_give_exactly_their_symmetries(augmentation, expected):
+    assert _outcomes(augmentation) == {image.tobytes() for image in expected}
+
+
+def test_a_shift_moves_the_picture_and_repeats_the_border():
+    outcomes = _outcomes(Augmentation(max_shift=0.25))
+    padded = np.pad(IMAGE, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    expected = {padded[y : y + 4, x : x + 4].tobytes() for y in range(3) for x in range(3)}
+    assert outcomes == expected
+
+
+def test_brightness_moves_all_pixels_alike_within_its_range():
+    grey = np.full((4, 4, 1), 128, np.uint8)
+    for seed in range(50):
+        changed = Augmentation(brightness=0.1)(grey, np.random.default_rng(seed))
+        assert len(np.unique(changed)) == 1
+        assert abs(int(changed[0, 0, 0]) - 128) <= 26
+
+
+def test_augmented_streams_resume_exactly(tmp_path):
+    config = _config(tmp_path, flip_horizontal=True, max_shift=0.1, brightness=0.2)
+    dataset, split = _open(config)
+    plain, _ = _open(_config(tmp_path))
+    streams = _streams(dataset, split)
+    batches = [next(streams).normal for _ in range(6)]
+    streams.close()
+    resumed = _streams(dataset, split)
+    resumed.restore({"normal": 12})
+    np.testing.assert_array_equal(next(resumed).normal, batches[3])
+    resumed.close()
+    unchanged = _streams(plain, split)
+    assert not np.array_equal(next(unchanged).normal, batches[0])
+    unchanged.close()
+
+
+def test_tiles_are_crops_of_the_larger_images(tmp_path):
+    dataset, split = _open(_config(tmp_path, tile_image_resolution=128), resolution=32)
+    assert (dataset.resolution, dataset.tiles_per_side) == (128, 4)
+    images = dataset.images(split.train_normal, 64)[..., 0]
+    windows = np.lib.stride_tricks.sliding_window_view(images, (16, 16), axis=(1, 2))
+    streams = _streams(dataset, split, resolution=16)
+    tiles = np.concatenate([next(streams).normal[..., 0] for _ in range(3)])
+    streams.close()
+    for tile in tiles:
+        assert (windows == tile).all(axis=(-2, -1)).any()
+
+
+def test_tiles_larger_than_their_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match="tile_image_resolution"):
+        _open(_config(tmp_path, tile_image_resolution=16), resolution=32)
+
+
+def test_images_beyond_the_memory_limit_come_from_records_in_the_same_order(tmp_path, monkeypatch):
+    dataset, split = _open(_config(tmp_path))
+    in_memory = _streams(dataset, split, with_abnormal=True, minibatch=2)
+    expected = [next(in_memory) for _ in range(25)]
+    in_memory.close()
+    monkeypatch.setattr(pipeline, "MEMORY_BYTES", 0)
+    from_records = _streams(dataset, split, with_abnormal=True, minibatch=2)
+    for batch in expected:
+        got = next(from_records)
+        np.testing.assert_array_equal(got.normal, batch.normal)
+        np.testing.assert_array_equal(got.abnormal, batch.abnormal)
+    from_records.close()
+
+
+def test_a_resolution_off_the_list_is_refused(tmp_path):
+    for resolution in (2, 48, 2048):
+        with pytest.raises(DataError, match="power of two"):
+            _open(_config(tmp_path), resolution=resolution)
+
+
+WORKER = """
+    import json, sys, zlib
+    from jax_noisy_anogan.config import DataConfig
+    from jax_noisy_anogan.data import TrainingStreams, load_dataset, make_split, pipeline
+
+    cache, process, state, batches = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), 3
+    pipeline.MEMORY_BYTES = 0
+    config = DataConfig(
+        name="synthetic", cache_dir=cache, synthetic_images=20, synthetic_abnormal_images=8,
+        texture="speckle", known_abnormal_fraction=0.5, flip_vertical=True,
+    )
+    dataset = load_dataset(config, resolution=32, progress=False)
+    streams = TrainingStreams(
+        dataset, make_split(dataset, config), resolution=16, minibatch=6, seed=0,
+        with_abnormal=True, process_index=process, process_count=2,
+    )
+    if state:
+        streams.restore(state)
+    seen = []
+    for _ in range(batches):
+        batch = next(streams)
+        seen += [zlib.crc32(image.tobytes()) for image in (*batch.normal, *batch.abnormal)]
+    print(json.dumps({"seen": seen, "state": streams.state()}))
+    streams.close()
+"""
+
+
+def _two_processes(cache, state):
+    """Run both processes at the same time, from an empty cache on: they also share its lock."""
+    command = [sys.executable, "-c", textwrap.dedent(WORKER), str(cache)]
+    running = [
+        subprocess.Popen([*command, str(p), json.dumps(state)], stdout=subprocess.PIPE, text=True)
+        for p in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def test_two_processes_resume_exactly_in_mid_epoch_and_equal_one_process(tmp_path):
+    first = _two_processes(tmp_path, {})
+    second = _two_processes(tmp_path, first[0]["state"])
+    assert first[0]["state"] == first[1]["state"] == {"normal": 18, "abnormal": 18}
+
+    dataset, split = _open(_config(tmp_path, flip_vertical=True))
+    single = _streams(dataset, split, minibatch=6, with_abnormal=True)
+    for run in (first, second):
+        for number in range(3):
+            batch = next(single)
+            for process in range(2):
+                share = slice(3 * process, 3 * process + 3)
+                images = (*batch.normal[share], *batch.abnormal[share])
+                expected = [zlib.crc32(image.tobytes()) for image in images]
+                assert run[process]["seen"][6 * number : 6 * number + 6] == expected
+    single.close()
