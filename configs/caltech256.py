@@ -1,7 +1,8 @@
 """Caltech-256 in colour: N normal categories, outliers from clutter.
 
 --config.data.categories is N; --config.data.repeat=0, 1, 2 are the three random choices of
-categories. 50 images of all other categories are known abnormal. The paper names no image size; 64 pixels are used here.
+categories. 50 images of all other categories are known abnormal. The paper names no image size;
+64 pixels are used here.
 
     python -m jax_noisy_anogan.describe --config configs/caltech256.py --config.data.root=FOLDER
 """

@@ -68,8 +68,8 @@ class DataConfig:
       abnormal_digit: of IR-MNIST.
       generated_images, generated_abnormal_images: puzzles to draw from MNIST instead of reading the
         published files; 0 reads them.
-      texture, synthetic_images, synthetic_abnormal_images: "brushed", "fabric" or "speckle", and how
-        many flawless and how many defective surfaces.
+      texture, synthetic_images, synthetic_abnormal_images: "brushed", "fabric" or "speckle", and
+        how many flawless and how many defective surfaces.
       source_seed: of generated puzzles and synthetic surfaces.
       flip_horizontal, flip_vertical, quarter_turns: random augmentations of training images.
       max_shift: largest random shift as a fraction of the side.

@@ -1,16 +1,18 @@
 """Augmentation, tiles, large images and several processes."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import DataError, TrainingStreams, load_dataset, make_split, pipeline
+from jax_noisy_anogan.data import DataError, TrainingStreams, load_dataset, make_split
 from jax_noisy_anogan.data.augment import Augmentation
 
 
@@ -98,13 +100,12 @@ def test_tiles_larger_than_their_images_are_refused(tmp_path):
         _open(_config(tmp_path, tile_image_resolution=16), resolution=32)
 
 
-def test_images_beyond_the_memory_limit_come_from_records_in_the_same_order(tmp_path, monkeypatch):
+def test_images_beyond_the_memory_limit_come_from_records_in_the_same_order(tmp_path):
     dataset, split = _open(_config(tmp_path))
     in_memory = _streams(dataset, split, with_abnormal=True, minibatch=2)
     expected = [next(in_memory) for _ in range(25)]
     in_memory.close()
-    monkeypatch.setattr(pipeline, "MEMORY_BYTES", 0)
-    from_records = _streams(dataset, split, with_abnormal=True, minibatch=2)
+    from_records = _streams(dataset, split, with_abnormal=True, minibatch=2, memory_bytes=0)
     for batch in expected:
         got = next(from_records)
         np.testing.assert_array_equal(got.normal, batch.normal)
@@ -118,13 +119,29 @@ def test_a_resolution_off_the_list_is_refused(tmp_path):
             _open(_config(tmp_path), resolution=resolution)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux' process table")
+def test_memory_stays_flat_over_ten_thousand_batches(tmp_path):
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    dataset, split = _open(_config(tmp_path))
+    streams = _streams(dataset, split, resolution=32, minibatch=16, with_abnormal=True)
+    for _ in range(1_000):
+        next(streams)
+    before = resident_bytes()
+    for _ in range(10_000):
+        next(streams)
+    # The batches shown hold 320 MB.
+    assert resident_bytes() - before < 16 * 2**20
+    streams.close()
+
+
 WORKER = """
     import json, sys, zlib
     from jax_noisy_anogan.config import DataConfig
-    from jax_noisy_anogan.data import TrainingStreams, load_dataset, make_split, pipeline
+    from jax_noisy_anogan.data import TrainingStreams, load_dataset, make_split
 
     cache, process, state, batches = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), 3
-    pipeline.MEMORY_BYTES = 0
     config = DataConfig(
         name="synthetic", cache_dir=cache, synthetic_images=20, synthetic_abnormal_images=8,
         texture="speckle", known_abnormal_fraction=0.5, flip_vertical=True,
@@ -132,7 +149,7 @@ WORKER = """
     dataset = load_dataset(config, resolution=32, progress=False)
     streams = TrainingStreams(
         dataset, make_split(dataset, config), resolution=16, minibatch=6, seed=0,
-        with_abnormal=True, process_index=process, process_count=2,
+        with_abnormal=True, process_index=process, process_count=2, memory_bytes=0,
     )
     if state:
         streams.restore(state)

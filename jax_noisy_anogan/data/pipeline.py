@@ -22,6 +22,7 @@ from jax_noisy_anogan.data.records import Dataset
 
 MEMORY_BYTES = 2**30
 PREFETCHED_BATCHES = 8
+PREFETCHED_BYTES = 256 * 2**20
 READING_THREADS = 4
 
 
@@ -42,12 +43,14 @@ class TrainingStreams(Iterator[TrainingBatch]):
     Batches are augmented as `dataset.augmentation` says.
 
     Args:
-      resolution: of the images; one of the prepared ones. With tiles (`dataset.tiles_per_side` above
-        1) batches hold random crops of this size out of images that are so many times larger.
+      resolution: of the images; a prepared one. With `dataset.tiles_per_side` above 1, batches
+        hold random crops of this size out of images that are so many times larger.
       minibatch: global minibatch, over all processes.
       seed: of the order of the images; at most 2**31 - 1.
       with_abnormal: whether batches carry known abnormal images.
       process_index, process_count: this process among those that train together.
+      memory_bytes: a stream whose images of this resolution fit is decoded once and kept in memory;
+        a larger one is read from its records.
 
     Raises:
       DataError: a stream would be empty, or the minibatch does not divide among the processes.
@@ -64,6 +67,7 @@ class TrainingStreams(Iterator[TrainingBatch]):
         with_abnormal: bool,
         process_index: int = 0,
         process_count: int = 1,
+        memory_bytes: int = MEMORY_BYTES,
     ):
         if minibatch < 1 or minibatch % process_count:
             raise DataError(
@@ -79,7 +83,7 @@ class TrainingStreams(Iterator[TrainingBatch]):
         local = minibatch // process_count
         self._streams = {
             name: _Stream(
-                _readable(dataset, indices, resolution * dataset.tiles_per_side),
+                _readable(dataset, indices, resolution * dataset.tiles_per_side, memory_bytes),
                 order=_Order(len(indices), seed, name),
                 local=slice(process_index * local, (process_index + 1) * local),
                 change=_Change(
@@ -89,6 +93,7 @@ class TrainingStreams(Iterator[TrainingBatch]):
             for name, indices in parts.items()
             if _nonempty(name, indices)
         }
+        self._bytes = 2 * local * resolution**2 * dataset.channels
         self._positions = dict.fromkeys(self._streams, 0)
         self._batches: Any = None
 
@@ -130,7 +135,7 @@ class TrainingStreams(Iterator[TrainingBatch]):
         options = grain.ReadOptions(
             # Several threads only wait for each other's Python where nothing is decoded.
             num_threads=1 if in_memory else READING_THREADS,
-            prefetch_buffer_size=PREFETCHED_BATCHES,
+            prefetch_buffer_size=max(1, min(PREFETCHED_BATCHES, PREFETCHED_BYTES // self._bytes)),
         )
 
         def batch(number: int) -> TrainingBatch:
@@ -161,10 +166,12 @@ class _RecordImages:
         return np.stack([self._source[int(self._indices[row])] for row in rows])
 
 
-def _readable(dataset: Dataset, indices: Int[np.ndarray, " n"], resolution: int) -> _Images:
+def _readable(
+    dataset: Dataset, indices: Int[np.ndarray, " n"], resolution: int, memory_bytes: int
+) -> _Images:
     # Decoding one small record costs more Python than a training step leaves time for; whatever
     # fits in memory is decoded once.
-    if len(indices) * resolution**2 * dataset.channels <= MEMORY_BYTES:
+    if len(indices) * resolution**2 * dataset.channels <= memory_bytes:
         return dataset.images(indices, resolution)
     return _RecordImages(dataset, indices, resolution)
 
