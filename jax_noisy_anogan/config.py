@@ -29,6 +29,7 @@ DATASETS = (
 OBJECTIVES = ("equation_15", "equation_18", "wgan_gp")
 PENALTIES = ("r1", "gp", "none")
 PRIORS = ("uniform", "normal")
+THRESHOLD_RULES = ("best_f1", "youden", "quantile")
 SEARCH_OPTIMIZERS = ("adam", "sgd", "rmsprop", "adamax", "lion", "lbfgs")
 REDUCTIONS = ("sum", "mean")
 
@@ -181,11 +182,40 @@ class SearchConfig:
 
 
 @dataclass
+class ScoreConfig:
+    """From search results to decisions and maps.
+
+    Attributes:
+      threshold_rule: which threshold of the validation images decides: "best_f1" or "youden" (both
+        need known abnormal validation images; without them "quantile" is used), or "quantile".
+      false_positive_rate: share of normal validation images above the "quantile" threshold.
+      map_sigma: smoothing of anomaly maps, in pixels of the scored image.
+      tile_overlap: for tiled models, overlap of neighbouring tiles as a share of their side.
+      figure_images: examples per row in the pictures.
+    """
+
+    threshold_rule: str = "best_f1"
+    false_positive_rate: float = 0.05
+    map_sigma: float = 1.0
+    tile_overlap: float = 0.25
+    figure_images: int = 16
+
+
+@dataclass
 class TrainConfig:
-    """How a run proceeds: seeds, checkpoints, logging."""
+    """How a run proceeds: seeds, checkpoints, logging.
+
+    Attributes:
+      max_rollbacks: how often training returns to its last checkpoint, with other random numbers,
+        after a loss or gradient that is not finite.
+      sample_images: drawn images in the grid that is saved at the end of every phase.
+      compilation_cache_dir: keeps compiled programs between runs; empty keeps none. Programs in it
+        are trusted: never share a folder that others can write to.
+    """
 
     seed: int = 0
     checkpoint_every_images: int = 50_000
+    max_rollbacks: int = 3
     keep_checkpoints: int = 2
     log_every_steps: int = 50
     sample_images: int = 64
@@ -203,6 +233,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -295,6 +326,7 @@ def validate(config: Config) -> Config:
     _validate_growth(config)
     _validate_loss(config)
     _validate_search(config)
+    _validate_score(config.score)
 
     optim = config.optim
     _between("optim.learning_rate", optim.learning_rate, 0.0, 1.0)
@@ -308,6 +340,7 @@ def validate(config: Config) -> Config:
     for name, low in (
         ("seed", 0),
         ("checkpoint_every_images", 1),
+        ("max_rollbacks", 0),
         ("keep_checkpoints", 1),
         ("log_every_steps", 1),
         ("sample_images", 1),
@@ -456,6 +489,67 @@ def _validate_search(config: Config) -> None:
     _power_of_two(
         "search.feature_resolution", search.feature_resolution, 4, config.growth.resolution
     )
+
+
+def _validate_score(score: ScoreConfig) -> None:
+    _one_of("score.threshold_rule", score.threshold_rule, THRESHOLD_RULES)
+    if not 0.0 < score.false_positive_rate < 1.0:
+        _fail("score.false_positive_rate", score.false_positive_rate, "above 0 and below 1")
+    if not 0.0 <= score.map_sigma <= 256.0:
+        _fail("score.map_sigma", score.map_sigma, "from 0 to 256 pixels")
+    if not 0.0 <= score.tile_overlap <= 0.75:
+        _fail("score.tile_overlap", score.tile_overlap, "from 0 to 0.75")
+    _at_least("score.figure_images", score.figure_images, 1)
+
+
+def variant(config: Config, name: str) -> Config:
+    """The variant of a config file that `--config FILE.py:name` asks for.
+
+    "smoke" runs the whole path in about a minute on two cores: narrow networks up to 16 x 16
+    pixels, a few hundred images, a short search.
+
+    Raises:
+      ConfigError: `name` is neither "" nor "smoke".
+    """
+    if name not in ("", "smoke"):
+        raise ConfigError(f"--config has the variant {name!r}: expected none or :smoke")
+    if name == "smoke":
+        resolution = min(config.growth.resolution, 16)
+        replace = dataclasses.replace
+        tiles = 4 * resolution if config.data.tile_image_resolution else 0
+        config.data = replace(
+            config.data,
+            max_test_images=40,
+            tile_image_resolution=tiles,
+            synthetic_images=60,
+            synthetic_abnormal_images=40,
+        )
+        config.network = replace(config.network, fmap_base=64, fmap_max=16, latent_size=16)
+        config.growth = replace(
+            config.growth,
+            resolution=resolution,
+            start_resolution=4,
+            stable_images=320,
+            fade_images=320,
+            final_images=640,
+            minibatch_default=16,
+            minibatch={},
+        )
+        config.search = replace(config.search, steps=10, batch_size=20)
+        config.train = replace(config.train, checkpoint_every_images=640, sample_images=16)
+    return config
+
+
+def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields (as `section.field`) that differ, with both values."""
+    found = {}
+    for section in dataclasses.fields(Config):
+        a, b = getattr(ours, section.name), getattr(theirs, section.name)
+        for item in dataclasses.fields(a):
+            values = getattr(a, item.name), getattr(b, item.name)
+            if values[0] != values[1]:
+                found[f"{section.name}.{item.name}"] = values
+    return found
 
 
 def to_json(config: Config) -> str:

