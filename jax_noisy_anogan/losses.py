@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_noisy_anogan.networks.layers import at_least_float32
+
 Logits = Float[Array, "batch"]
 Scalar = Float[Array, ""]
 Critic = Callable[[Float[Array, "batch *image"]], Logits]
@@ -205,7 +207,7 @@ def feature_loss(
     reduction: str = "sum",
 ) -> Scalar:
     """L_D of Eq. 3: sum |f(x) - f(G(z))| over an intermediate layer f of D."""
-    difference = features_x.astype(jnp.float32) - features_drawn.astype(jnp.float32)
+    difference = at_least_float32(features_x) - at_least_float32(features_drawn)
     return _absolute_sum(difference, reduction)
 
 

@@ -120,9 +120,7 @@ def grow_params(old: Params, fresh: Params) -> Params:
     return grown
 
 
-def sample_latents(
-    key: PRNGKeyArray, prior: str, shape: tuple[int, ...]
-) -> Float[Array, "*shape"]:
+def sample_latents(key: PRNGKeyArray, prior: str, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """z ~ p_z on the hypersphere of radius sqrt(latent size).
 
     Args:

@@ -12,6 +12,7 @@ from jax_noisy_anogan.networks.generator import channels_at
 from jax_noisy_anogan.networks.layers import (
     EqualizedConv,
     EqualizedDense,
+    at_least_float32,
     crossfade,
     downsample_average,
     leaky_relu,
@@ -93,13 +94,11 @@ class Discriminator(nn.Module):
         dense = EqualizedDense(width, dtype=self.dtype, name="block_4_dense")
         y = leaky_relu(dense(y.reshape(y.shape[0], -1)))
         logits = EqualizedDense(1, gain=1.0, dtype=self.dtype, name="logits")(y)
-        return DiscriminatorOutput(logits[:, 0].astype(jnp.float32), features, statistic)
+        return DiscriminatorOutput(at_least_float32(logits[:, 0]), features, statistic)
 
     def _conv(self, width: int, name: str) -> EqualizedConv:
         return EqualizedConv(width, dtype=self.dtype, name=name)
 
     def _from_rgb(self, resolution: int) -> EqualizedConv:
         width = channels_at(resolution, self.fmap_base, self.fmap_max)
-        return EqualizedConv(
-            width, kernel_size=1, dtype=self.dtype, name=f"from_rgb_{resolution}"
-        )
+        return EqualizedConv(width, kernel_size=1, dtype=self.dtype, name=f"from_rgb_{resolution}")

@@ -10,6 +10,8 @@ from jax_noisy_anogan.networks.layers import (
     HE_GAIN,
     EqualizedConv,
     EqualizedDense,
+    add_bias,
+    at_least_float32,
     crossfade,
     leaky_relu,
     pixel_norm,
@@ -60,7 +62,7 @@ class Generator(nn.Module):
         )(pixel_norm(z))
         x = x.reshape(-1, 4, 4, width)
         bias = self.param("block_4_bias", nn.initializers.zeros, (width,))
-        x = pixel_norm(leaky_relu(x + bias.astype(self.dtype)))
+        x = pixel_norm(leaky_relu(add_bias(x, bias)))
         x = self._conv(width, "block_4_conv")(x)
         x = pixel_norm(leaky_relu(x))
 
@@ -77,7 +79,7 @@ class Generator(nn.Module):
         if self.fading:
             old = upsample_nearest(self._to_rgb(resolution // 2)(previous))
             image = crossfade(old, image, alpha)
-        return image.astype(jnp.float32)
+        return at_least_float32(image)
 
     def _conv(self, width: int, name: str) -> EqualizedConv:
         return EqualizedConv(width, dtype=self.dtype, name=name)

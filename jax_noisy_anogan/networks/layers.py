@@ -88,15 +88,25 @@ conv2d_kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backwar
 # ---------------------------------------------------------------------------------------------
 
 
+def at_least_float32(x: Array) -> Array:
+    """`x` widened to float32; float64 stays, so that derivatives can be checked in it."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def add_bias(x: Float[Array, "*batch channels"], bias: Float[Array, "channels"]) -> Array:
+    """Add one number per channel, in the precision of `x`."""
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 def leaky_relu(x: Array) -> Array:
     return nn.leaky_relu(x, LEAKY_SLOPE)
 
 
 def pixel_norm(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
     """Divide every pixel's channel vector by its root mean square (Karras et al., section 4.2)."""
-    x32 = x.astype(jnp.float32)
-    scale = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPSILON)
-    return (x32 * scale).astype(x.dtype)
+    wide = at_least_float32(x)
+    scale = lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + NORM_EPSILON)
+    return (wide * scale).astype(x.dtype)
 
 
 def upsample_nearest(x: Images) -> Float[Array, "batch 2*height 2*width channels"]:
@@ -143,7 +153,7 @@ def minibatch_stddev(x: Images, group_size: int) -> Float[Array, "batch"]:
             f"minibatch standard deviation: a batch of {batch} is not a multiple of the group size "
             f"{group}; change growth.minibatch, network.stddev_group or the number of devices"
         )
-    y = x.astype(jnp.float32).reshape(batch // group, group, *x.shape[1:])
+    y = at_least_float32(x).reshape(batch // group, group, *x.shape[1:])
     deviation = jnp.sqrt(jnp.var(y, axis=1) + NORM_EPSILON)
     return jnp.repeat(deviation.mean(axis=(1, 2, 3)), group)
 
@@ -175,7 +185,7 @@ class EqualizedConv(nn.Module):
         kernel = (weight * (self.gain * fan_in**-0.5)).astype(self.dtype)
         x = x.astype(self.dtype)
         y = x @ kernel[0, 0] if size == 1 else conv2d(x, kernel)
-        return y + bias.astype(self.dtype)
+        return add_bias(y, bias)
 
 
 class EqualizedDense(nn.Module):
@@ -193,5 +203,5 @@ class EqualizedDense(nn.Module):
         kernel = (weight * (self.gain * fan_in**-0.5)).astype(self.dtype)
         y = x.astype(self.dtype) @ kernel
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         return y
