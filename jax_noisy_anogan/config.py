@@ -5,8 +5,8 @@ A config file (`configs/*.py`) returns a `Config`; the command line overrides si
 package then receive their own section only.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: ml_collections reads the fields' types to parse
+# `--config.section.field=value`, and refuses them as text.
 import dataclasses
 import json
 import math
@@ -467,7 +467,9 @@ def _validate_loss(config: Config) -> None:
     _at_least("loss.penalty_weight", loss.penalty_weight, 0.0)
     _at_least("loss.penalty_interval", loss.penalty_interval, 1)
     _at_least("loss.drift_weight", loss.drift_weight, 0.0)
-    if loss.gamma < 1.0 and config.data.known_abnormal_fraction == 0.0:
+    data = config.data
+    known = data.known_abnormal_count or data.known_abnormal_ratio or data.known_abnormal_fraction
+    if loss.gamma < 1.0 and not known:
         _fail(
             "loss.gamma",
             loss.gamma,
