@@ -144,8 +144,8 @@ def outlined(
 
 
 def difference_histogram_figure(
-    differences_normal: Float[np.ndarray, "n *pixels"],
-    differences_abnormal: Float[np.ndarray, "m *pixels"],
+    differences_normal: Float[np.ndarray, "n height width"],
+    differences_abnormal: Float[np.ndarray, "m height width"],
 ) -> Figure:
     """Fig. 5: how the pixel difference is distributed over the pixels of each class's images.
 
