@@ -1,0 +1,175 @@
+"""Maps against SciPy and NumPy, regions against hand-made ones, tiles against the whole image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from jax_noisy_anogan import localization
+
+
+def test_the_pixel_difference_is_the_mean_over_channels():
+    x, drawn = np.random.default_rng(0).uniform(-1, 1, (2, 3, 5, 4, 3)).astype(np.float32)
+    found = localization.pixel_difference(x, drawn)
+    np.testing.assert_allclose(found, np.abs(x - drawn).mean(axis=3), rtol=1e-6)
+    ones = jnp.ones((2, 2, 1))
+    np.testing.assert_array_equal(localization.pixel_difference(ones, -ones), np.full((2, 2), 2.0))
+
+
+def test_the_feature_difference_has_the_size_of_the_image():
+    features, other = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 6)).astype(np.float32)
+    found = localization.feature_difference(features, other, (16, 16))
+    difference = np.abs(features - other).mean(axis=-1)
+    assert found.shape == (3, 16, 16)
+    # Half-pixel centres: rows 1 to 2 of 16 lie 1/8 and 1/8 from the centre of row 0 of 4.
+    np.testing.assert_allclose(found[:, :1, :1], difference[:, :1, :1], rtol=1e-6)
+    between = 0.875 * difference[:, 0, 0] + 0.125 * difference[:, 1, 0]
+    np.testing.assert_allclose(found[:, 2, 0], between, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.8, 3.0])
+def test_smoothing_is_that_of_scipy(sigma):
+    maps = np.random.default_rng(0).uniform(size=(2, 20, 13)).astype(np.float32)
+    expected = ndimage.gaussian_filter(maps, (0, sigma, sigma))
+    found = jax.jit(lambda m: localization.smooth(m, sigma=sigma))(maps)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def _normal_maps(count=200, seed=0):
+    """Pixels of very different usual difference and spread, in two halves."""
+    rng = np.random.default_rng(seed)
+    maps = 0.1 + 0.01 * rng.normal(size=(count, 24, 32))
+    maps[:, :, 16:] = 0.5 + 0.1 * rng.normal(size=(count, 24, 16))
+    return maps.astype(np.float32)
+
+
+def test_the_statistics_are_those_of_numpy():
+    maps = _normal_maps(30)
+    smoothed = ndimage.gaussian_filter(maps.astype(float), (0, 1, 1))
+    found = localization.fit_map_calibration(iter(maps), sigma=1.0)
+    variance = ndimage.gaussian_filter(smoothed.var(axis=0), 1) + 0.01 * smoothed.var(axis=0).mean()
+    np.testing.assert_allclose(found.mean, smoothed.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.std, np.sqrt(variance), rtol=1e-4)
+    found = localization.fit_map_calibration(maps, sigma=1.0, per_pixel=False)
+    np.testing.assert_allclose(found.mean, smoothed.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.std, np.sqrt(1.01 * smoothed.var()), rtol=1e-5)
+
+
+def test_normal_maps_are_standard_and_quiet_pixels_reveal_small_defects():
+    calibration = localization.fit_map_calibration(_normal_maps(), sigma=1.0)
+    new = _normal_maps(50, seed=1)
+    calibrated = localization.calibrated_map(new, calibration, sigma=1.0)
+    assert np.abs(calibrated.mean()) < 0.05
+    assert calibrated[:, :, 20:28].std() == pytest.approx(1.0, abs=0.1)
+    # 0.2 more than usual is far below the loud half's usual difference.
+    defective = new[:1].copy()
+    defective[0, 10:14, 4:8] += 0.2
+    assert defective[0, 10:14, 4:8].mean() < new[0, :, 16:].mean()
+    heat = localization.calibrated_map(defective, calibration, sigma=1.0)[0]
+    y, x = np.unravel_index(np.argmax(heat), heat.shape)
+    assert 10 <= y < 14
+    assert 4 <= x < 8
+
+
+def test_a_pixel_that_never_changed_raises_no_infinite_alarm():
+    maps = _normal_maps(20)
+    maps[:, :, :16] = 0.0
+    calibration = localization.fit_map_calibration(maps, sigma=0.0)
+    heat = localization.calibrated_map(maps[0] + 0.01, calibration, sigma=0.0)
+    expected = 0.01 / (0.1 * np.sqrt(maps.var(axis=0).mean()))
+    np.testing.assert_allclose(heat[:, :16], expected, rtol=1e-4)
+
+
+def test_calibrations_that_cannot_be_are_refused():
+    fit = localization.fit_map_calibration
+    with pytest.raises(ValueError, match="no map"):
+        fit([], sigma=1.0)
+    with pytest.raises(ValueError, match="use per_pixel=False"):
+        fit([np.zeros((4, 4)), np.zeros((4, 5))], sigma=1.0)
+    with pytest.raises(ValueError, match="maps that differ"):
+        fit(np.zeros((3, 4, 4)), sigma=1.0)
+    mixed = fit([np.zeros((4, 4)), np.ones((6, 5))], sigma=1.0, per_pixel=False)
+    assert mixed.mean == pytest.approx(30 / 46)
+    calibration = fit(np.arange(32.0).reshape(2, 4, 4), sigma=1.0)
+    with pytest.raises(ValueError, match="equal sizes"):
+        localization.calibrated_map(jnp.zeros((5, 5)), calibration, sigma=1.0)
+
+
+def test_combined_maps_are_weighted_as_in_equation_4():
+    found = localization.combined_map(
+        jnp.full((2, 2), 1.0), jnp.full((2, 2), 3.0), feature_weight=0.1
+    )
+    np.testing.assert_allclose(found, np.full((2, 2), 1.2), rtol=1e-6)
+
+
+def test_the_box_surrounds_the_largest_region():
+    heat = np.zeros((8, 10))
+    heat[1, 1:4] = 9.0  # 3 pixels, the strongest
+    heat[4, 5] = heat[5, 6] = heat[6, 7] = heat[6, 8] = 1.0  # 4 pixels, touching at corners
+    assert localization.largest_region(heat, 0.5) == (5, 4, 4, 3)
+    assert localization.largest_region(heat, 1.0) == (1, 1, 3, 1)
+    assert localization.largest_region(heat, 9.0) is None
+
+
+def test_the_first_of_equal_regions_wins():
+    heat = np.zeros((6, 6))
+    heat[4:, 4:] = heat[:2, 1:3] = 1.0
+    assert localization.largest_region(heat, 0.5) == localization.Box(1, 0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"), [((64, 64), 16, 4), ((65, 47), 16, 0), ((16, 90), 16, 15)]
+)
+def test_tiles_cover_the_image_and_overlap(size, tile, overlap):
+    positions = localization.tile_positions(*size, tile, overlap)
+    covered = np.zeros(size, int)
+    for top, left in positions:
+        assert 0 <= top <= size[0] - tile
+        assert 0 <= left <= size[1] - tile
+        covered[top : top + tile, left : left + tile] += 1
+    assert covered.min() >= 1
+    for axis in (0, 1):
+        starts = np.unique(positions[:, axis])
+        assert (tile - np.diff(starts) >= overlap).all()
+        assert len(starts) == 1 + np.ceil((size[axis] - tile) / (tile - overlap))
+
+
+@pytest.mark.parametrize("size", [(40, 40), (33, 57), (16, 16), (9, 30), (3, 5)])
+@pytest.mark.parametrize("overlap", [0, 5])
+def test_blended_tiles_are_the_image_again(size, overlap):
+    image = np.random.default_rng(0).uniform(-1, 1, (*size, 3)).astype(np.float32)
+    positions = localization.tile_positions(*size, 16, overlap)
+    tiles = localization.cut_tiles(image, positions, 16)
+    assert tiles.shape == (len(positions), 16, 16, 3)
+    found = localization.blend_tiles(tiles, positions, size)
+    np.testing.assert_allclose(found, image, atol=1e-7)
+    # The weights add up to exactly one: constant tiles blend to the constant.
+    ones = localization.blend_tiles(np.ones((len(positions), 16, 16)), positions, size)
+    np.testing.assert_array_equal(ones, np.ones(size, np.float32))
+
+
+def test_blending_hides_the_seam():
+    positions = localization.tile_positions(16, 24, 16, 8)
+    found = localization.blend_tiles([np.zeros((16, 16)), np.ones((16, 16))], positions, (16, 24))
+    np.testing.assert_array_equal(found[:, :8], 0.0)
+    np.testing.assert_array_equal(found[:, 16:], 1.0)
+    steps = np.diff(found, axis=1)
+    assert (steps >= 0).all()
+    assert steps.max() < 0.25
+
+
+def test_small_images_are_continued_by_reflection():
+    image = np.arange(3.0)[:, None] * np.ones((1, 4))
+    padded = localization.pad_to_tile(image, 6)
+    assert padded.shape == (6, 6)
+    assert padded[:, 0].tolist() == [0, 1, 2, 1, 0, 1]
+
+
+def test_wrong_tiles_are_refused():
+    with pytest.raises(ValueError, match="overlap from 0 to below the tile"):
+        localization.tile_positions(64, 64, 16, 16)
+    with pytest.raises(ValueError, match="uncovered"):
+        localization.blend_tiles(np.ones((1, 8, 8)), np.array([[0, 0]]), (8, 12))
+    with pytest.raises(ValueError, match="shorter"):
+        localization.blend_tiles(np.ones((1, 8, 8)), np.array([[0, 0], [0, 4]]), (8, 12))
