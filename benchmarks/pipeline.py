@@ -157,7 +157,7 @@ def _peak_mebibytes() -> float:
 
 
 def main(arguments: list[str]) -> None:
-    del arguments
+    cli.no_arguments(arguments)
     measure(
         validate(_CONFIG.value),
         from_records=_RECORDS.value,

@@ -18,10 +18,16 @@ USER_ERRORS = (ConfigError, DataError, CheckpointError, FloatingPointError, OSEr
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
-    """Define `--config FILE.py[:variant]` and one flag per field (`--config.loss.gamma=0.5`)."""
-    return config_flags.DEFINE_config_file(
+    """Define `--config FILE.py[:variant]` and one flag per field (`--config.loss.gamma=0.5`).
+
+    Without a default the flag must be given.
+    """
+    holder = config_flags.DEFINE_config_file(
         "config", default, "Config file, with an optional variant: configs/mnist5k.py:smoke"
     )
+    if default is None:
+        flags.mark_flag_as_required("config")
+    return holder
 
 
 def define_workdir(text: str) -> flags.FlagHolder[str]:
@@ -40,22 +46,57 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(lambda argv: _call(main, argv[1:]), flags_parser=_parse_flags)
 
 
+def no_arguments(arguments: list[str]) -> None:
+    """Refuse positional arguments, of which most commands take none.
+
+    Raises:
+      ConfigError: there is one.
+    """
+    if arguments:
+        raise ConfigError(f"{arguments[0]!r} is not expected: settings are written --name=value")
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
+        arguments = flags.FLAGS(argv)
+        # ml_collections keeps the error of an unreadable file until a field is read.
+        if "config" in flags.FLAGS:
+            getattr(flags.FLAGS["config"].value, "data", None)
+    except OSError:
+        _fail(f"--config: {_config_path(argv)} is no file that can be read")
+    # A config file is the user's own code: it may raise anything.
+    except Exception as error:
+        if os.environ.get("JAX_NOISY_ANOGAN_TRACEBACK"):
+            raise
         _fail(_describe_flag_error(error, argv))
-    except FileNotFoundError as error:
-        _fail(f"--config: {error.filename} does not exist")
+    return arguments
 
 
 def _describe_flag_error(error: Exception, argv: Sequence[str]) -> str:
-    text = " ".join(str(error.args[0] if error.args else error).split())
+    text = str(error.args[0] if error.args else error).strip()
+    if "Traceback" in text:
+        # ml_collections wraps what the config file raised in its whole traceback.
+        kind, _, message = text.splitlines()[-1].partition(": ")
+        return message if kind.endswith("ConfigError") else f"{_config_path(argv)}: {message}"
+    text = " ".join(text.split())
     named = [a.lstrip("-").split("=")[0] for a in argv if a.startswith("--config.")]
     unknown = [name for name in named if f"{name.rsplit('.', 1)[-1]}" in text]
     if isinstance(error, KeyError | AttributeError) and unknown:
-        return f"{unknown[0]} is not a setting: {text}"
-    return text
+        return f"--{unknown[0]} is not a setting: jax_noisy_anogan/config.py lists them"
+    if isinstance(error, flags.Error | KeyError | ValueError):
+        if "--config must have a value" in text:
+            return "--config is missing: name a config file, as in --config configs/mnist5k.py"
+        return text
+    return f"{_config_path(argv)}: {type(error).__name__}: {text}"
+
+
+def _config_path(argv: Sequence[str]) -> str:
+    """The file that `--config` names on the command line."""
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if name == "config" and flag.startswith("-"):
+            return (value if equals else following).partition(":")[0]
+    return "the config file"
 
 
 def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:

@@ -247,7 +247,7 @@ def _require_type(name: str, value: Any, annotation: Any) -> None:
         if not any(_matches(value, option) for option in typing.get_args(annotation)):
             _fail(name, value, " or ".join(str(a) for a in typing.get_args(annotation)))
     elif not _matches(value, annotation):
-        _fail(name, value, f"a value of type {getattr(annotation, '__name__', annotation)}")
+        _fail(name, value, f"a value of type {annotation if origin else annotation.__name__}")
 
 
 def _matches(value: Any, annotation: Any) -> bool:

@@ -11,7 +11,7 @@ from absl import flags
 from rich.console import Console
 
 from jax_noisy_anogan import cli
-from jax_noisy_anogan.config import Config, validate
+from jax_noisy_anogan.config import Config, ConfigError, validate
 from jax_noisy_anogan.data import load_dataset, make_split, summary
 
 _CONFIG = cli.define_config()
@@ -36,8 +36,10 @@ def describe(config: Config, sheet: Path | None = None) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    del arguments
+    cli.no_arguments(arguments)
     sheet = Path(_SHEET.value).expanduser() if _SHEET.value else None
+    if sheet is not None and (sheet.suffix.lower() != ".png" or not sheet.parent.is_dir()):
+        raise ConfigError(f"--contact_sheet is {sheet}: expected a .png in an existing folder")
     describe(validate(_CONFIG.value), sheet)
 
 

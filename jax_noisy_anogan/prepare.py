@@ -25,7 +25,7 @@ def prepare(config: Config) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    del arguments
+    cli.no_arguments(arguments)
     prepare(validate(_CONFIG.value))
 
 

@@ -26,6 +26,10 @@ def caltech256(root: Path, config: DataConfig) -> Source:
     """
     root = open_root(root)
     top = root / _FOLDER if (root / _FOLDER).is_dir() else root
+    if not (top / CLUTTER).is_dir():
+        raise DataError(
+            f"{top} has no {CLUTTER}: config.data.root must hold {_FOLDER} of Caltech-256"
+        )
     listing = Listing(top, skip=config.on_bad_image == "skip")
     found: list[tuple[str, Path]] = []
     names = []
@@ -35,10 +39,6 @@ def caltech256(root: Path, config: DataConfig) -> Source:
             continue
         names.append(folder.name)
         found += [(folder.name, path) for path in sorted(listing.images(folder))]
-    if CLUTTER not in names:
-        raise DataError(
-            f"{top} has no {CLUTTER}: config.data.root must hold {_FOLDER} of Caltech-256"
-        )
     label_of = {name: label for label, name in enumerate(names)}
     examples = [
         Example(
@@ -56,5 +56,5 @@ def caltech256(root: Path, config: DataConfig) -> Source:
         examples=examples,
         fingerprint=digest("caltech256", top, *sorted(listing.stamps)),
         check_duplicates=True,
-        rejected=tuple(listing.rejected),
+        rejected=tuple(listing.rejected.items()),
     )

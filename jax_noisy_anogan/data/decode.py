@@ -21,6 +21,9 @@ from jax_noisy_anogan.data.source import BadImageError, Picture
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"))
 SMALLEST_SIDE = 4
+# What Pillow may take a file for, whatever its name says; its parsers of other kinds start programs
+# (PostScript) or are hardly ever used. GIF is among them for the sake of its error.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 # What Pillow's parsers raise on damaged files, beside its own errors (met with mutated files).
 _DECODING_ERRORS = (
@@ -82,12 +85,12 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 _check_header(path, picture, max_pixels)
                 picture.verify()
             # Pillow closes a verified file: only PNG reads it through, to check the sums that
             # decoding ignores.
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 picture.load()
                 yield picture
         except BadImageError:

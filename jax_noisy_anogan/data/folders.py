@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from jax_noisy_anogan.data.errors import DataError
 from jax_noisy_anogan.data.source import BadImageError
 
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
+# Control characters, line separators, and what stands for bytes that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass
@@ -17,12 +21,13 @@ class Listing:
     """Lists below one root; what it refuses is raised or, when skipping, kept with its reason.
 
     Attributes:
+      rejected: file or folder, and why it is left out.
       stamps: (path, size, time of change) of every file listed, for the fingerprint.
     """
 
     root: Path
     skip: bool
-    rejected: list[tuple[str, str]] = field(default_factory=list)
+    rejected: dict[str, str] = field(default_factory=dict)
     stamps: list[tuple[str, int, int]] = field(default_factory=list)
 
     def reject(self, path: Path, reason: str) -> None:
@@ -32,12 +37,34 @@ class Listing:
           BadImageError: unless files are skipped.
         """
         if not self.skip:
-            raise BadImageError(str(path), reason)
-        self.rejected.append((str(path), reason))
+            raise BadImageError(_shown(path), reason)
+        self.note(path, reason)
 
-    def folders(self, path: Path) -> list[Path]:
+    def note(self, path: Path, reason: str) -> None:
+        """Keep something in `rejected` that never ends a preparation, such as a text file."""
+        self.rejected.setdefault(_shown(path), reason)
+
+    def folders(self, path: Path, *, files_allowed: bool = False) -> list[Path]:
         """Sorted folders directly in `path`; none where `path` does not exist."""
-        return [p for p in self._entries(path) if p.is_dir()] if path.is_dir() else []
+        entries = self._entries(path) if _is_folder(path) else []
+        folders = [entry for entry in entries if _is_folder(entry)]
+        if not files_allowed:
+            self._leave_out([entry for entry in entries if entry not in folders])
+        return folders
+
+    def only(self, path: Path, names: Collection[str]) -> None:
+        """Leave out what lies in `path` and is not among the `names` of the layout."""
+        entries = self._entries(path) if _is_folder(path) else []
+        self._leave_out([entry for entry in entries if entry.name not in names])
+
+    def _leave_out(self, entries: list[Path]) -> None:
+        for entry in entries:
+            if _is_folder(entry):
+                self.note(entry, "not a folder of this layout")
+            elif entry.suffix.lower() in SUFFIXES:
+                self.reject(entry, "an image outside the folders of this layout")
+            else:
+                self.note(entry, "a file where folders are expected")
 
     def images(self, path: Path, *, folders_allowed: bool = False) -> list[Path]:
         """Sorted image files directly in `path`.
@@ -47,11 +74,11 @@ class Listing:
         """
         images = []
         for entry in self._entries(path):
-            if entry.is_dir():
+            if _is_folder(entry):
                 if not folders_allowed:
                     self.reject(entry, "a folder where images are expected")
             elif entry.suffix.lower() not in SUFFIXES:
-                self.rejected.append((str(entry), f"not an image ending: {entry.suffix or 'none'}"))
+                self.note(entry, f"not an image ending: {entry.suffix or 'none'}")
             elif self._is_usable(entry):
                 images.append(entry)
         if not images and not folders_allowed:
@@ -76,15 +103,22 @@ class Listing:
         return unique
 
     def _entries(self, path: Path) -> list[Path]:
+        """Sorted entries of a folder; none, and a rejection, where it cannot be listed."""
         try:
             entries = sorted(path.iterdir())
         except OSError as error:
-            raise DataError(f"{path} cannot be listed: {error.strerror}") from error
-        return [
-            entry
-            for entry in entries
-            if not entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_FILES
-        ]
+            self.reject(path, f"cannot be listed: {error.strerror}")
+            return []
+        listed = []
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FILES:
+                continue
+            if _UNPRINTABLE.search(entry.name):
+                # Such a name breaks the report's lines, or cannot be written as UTF-8 at all.
+                self.reject(entry, "its name is not printable UTF-8: rename it")
+            else:
+                listed.append(entry)
+        return listed
 
     def _is_usable(self, path: Path) -> bool:
         try:
@@ -106,6 +140,23 @@ def open_root(root: Path) -> Path:
     Raises:
       DataError: it is not.
     """
-    if not root.is_dir():
+    if not _is_folder(root):
         raise DataError(f"{root} is not a folder: set config.data.root to the folder of the images")
+    try:
+        next(root.iterdir(), None)
+    except OSError as error:
+        raise DataError(f"{root} cannot be listed: {error.strerror}") from error
     return root
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether `path` is a folder; False also where a parent folder forbids to look."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _shown(path: Path) -> str:
+    """The path as one printable line."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], str(path))

@@ -22,6 +22,7 @@ from jax_noisy_anogan.data.folders import Listing, open_root
 from jax_noisy_anogan.data.source import BadImageError, Example, Picture, Source, digest
 
 _UNLABELED = "unlabeled"
+_LANDMARKS = {"mvtec": "train/good", "magnetic_tile": "MT_Free", "plain": "normal"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ def image_folder(root: Path, config: DataConfig) -> Source:
     """
     root = open_root(root)
     layout = config.layout if config.layout != "auto" else _detect(root)
+    landmark = _LANDMARKS[layout]
+    if not (root / landmark).is_dir():
+        raise DataError(f"{root} has no {landmark}: the {layout} layout keeps normal images there")
     listing = Listing(root, skip=config.on_bad_image == "skip")
     read, normal = _LAYOUTS[layout]
     found = read(listing)
@@ -57,16 +61,12 @@ def image_folder(root: Path, config: DataConfig) -> Source:
         fingerprint=digest(layout, root, *sorted(listing.stamps)),
         has_masks=any(item.mask for item in found),
         check_duplicates=True,
-        rejected=tuple(listing.rejected),
+        rejected=tuple(listing.rejected.items()),
     )
 
 
 def _detect(root: Path) -> str:
-    for layout, landmark in (
-        ("mvtec", "train/good"),
-        ("magnetic_tile", "MT_Free"),
-        ("plain", "normal"),
-    ):
+    for layout, landmark in _LANDMARKS.items():
         if (root / landmark).is_dir():
             return layout
     raise DataError(
@@ -77,6 +77,7 @@ def _detect(root: Path) -> str:
 
 def _read_mvtec(listing: Listing) -> list[_Found]:
     root = listing.root
+    listing.only(root, ("train", "test", "ground_truth"))
     for folder in listing.folders(root / "train"):
         if folder.name != "good":
             listing.reject(folder, "train may only hold the folder good")
@@ -84,31 +85,37 @@ def _read_mvtec(listing: Listing) -> list[_Found]:
         _Found(path, "good", "train")
         for path in listing.unique_stems(listing.images(root / "train" / "good"))
     ]
-    for folder in listing.folders(root / "test"):
-        masks = _masks_by_name(listing, root / "ground_truth" / folder.name, suffix="_mask")
+    tested = listing.folders(root / "test")
+    for folder in tested:
+        masks = _masks_by_name(listing, root / "ground_truth" / folder.name)
         images = listing.unique_stems(listing.images(folder))
         found += _pair(listing, images, masks, folder.name, "test")
+    for folder in listing.folders(root / "ground_truth"):
+        if folder.name not in [kind.name for kind in tested]:
+            listing.reject(folder, "masks of a defect that test does not hold")
     return found
 
 
 def _read_plain(listing: Listing) -> list[_Found]:
     root = listing.root
-    found: list[_Found] = []
-    for name in ("normal", "abnormal", _UNLABELED):
-        if name != "normal" and not (root / name).is_dir():
-            continue
-        kinds = listing.folders(root / name) if name == "abnormal" else []
-        images = listing.images(root / name, folders_allowed=bool(kinds))
+    listing.only(root, ("normal", "abnormal", "masks", _UNLABELED))
+    found = _pair(listing, listing.unique_stems(listing.images(root / "normal")), {}, "normal", "")
+    kinds = listing.folders(root / "abnormal", files_allowed=True)
+    if (root / "abnormal").is_dir():
+        images = listing.images(root / "abnormal", folders_allowed=bool(kinds))
+        # Flawless images share the folder masks/ only by accident of their names.
         masks = _masks_by_name(listing, root / "masks", folders_allowed=True)
-        masks = masks if name == "abnormal" else {}
-        mark = _UNLABELED if name == _UNLABELED else ""
-        if images:
-            # Flawless images share the folder masks/ only by accident of their names.
-            found += _pair(listing, listing.unique_stems(images), masks, name, mark)
-        for kind in kinds:
-            images = listing.unique_stems(listing.images(kind))
-            masks = _masks_by_name(listing, root / "masks" / kind.name)
-            found += _pair(listing, images, masks, kind.name, mark)
+        found += _pair(listing, listing.unique_stems(images), masks, "abnormal", "")
+    for kind in kinds:
+        images = listing.unique_stems(listing.images(kind))
+        masks = _masks_by_name(listing, root / "masks" / kind.name)
+        found += _pair(listing, images, masks, kind.name, "")
+    for folder in listing.folders(root / "masks", files_allowed=True):
+        if folder.name not in [kind.name for kind in kinds]:
+            listing.reject(folder, "masks of a defect that abnormal does not hold")
+    if (root / _UNLABELED).is_dir():
+        images = listing.unique_stems(listing.images(root / _UNLABELED))
+        found += _pair(listing, images, {}, _UNLABELED, _UNLABELED)
     return found
 
 
@@ -116,10 +123,11 @@ def _read_magnetic_tile(listing: Listing) -> list[_Found]:
     found: list[_Found] = []
     for folder in listing.folders(listing.root):
         if not folder.name.startswith("MT_"):
-            listing.reject(folder, "not a class folder MT_*")
+            listing.note(folder, "not a class folder MT_*")
             continue
+        listing.only(folder, ("Imgs",))
         files = listing.images(folder / "Imgs")
-        masks = {path.stem.lower(): path for path in files if path.suffix.lower() == ".png"}
+        masks = _by_name(listing, [path for path in files if path.suffix.lower() == ".png"])
         images = [path for path in files if path.suffix.lower() != ".png"]
         found += _pair(listing, listing.unique_stems(images), masks, folder.name, "")
     return found
@@ -133,12 +141,23 @@ _LAYOUTS = {
 
 
 def _masks_by_name(
-    listing: Listing, folder: Path, *, suffix: str = "", folders_allowed: bool = False
+    listing: Listing, folder: Path, *, folders_allowed: bool = False
 ) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    images = listing.images(folder, folders_allowed=folders_allowed)
-    return {path.stem.lower().removesuffix(suffix or "_mask"): path for path in images}
+    return _by_name(listing, listing.images(folder, folders_allowed=folders_allowed))
+
+
+def _by_name(listing: Listing, masks: Iterable[Path]) -> dict[str, Path]:
+    """Masks by the name of their image, `x.png` or `x_mask.png`."""
+    named: dict[str, Path] = {}
+    for path in masks:
+        name = path.stem.lower().removesuffix("_mask")
+        if name in named:
+            listing.reject(path, f"a second mask for {name}, beside {named[name].name}")
+        else:
+            named[name] = path
+    return named
 
 
 def _pair(

@@ -26,6 +26,7 @@ CELLS = 11
 CELL_SIDE = 20
 SIDE = 224
 CLASS_NAMES = ("normal", "abnormal")
+_TRAIN, _TEST = "train_mnist", "test_mnist_matrix"
 _CELL_LABELS = "test_cell_labels.npz"
 
 
@@ -40,8 +41,14 @@ def published(root: Path, config: DataConfig) -> Source:
       BadImageError: something is unusable and `on_bad_image` is "raise".
     """
     listing = Listing(open_root(root), skip=config.on_bad_image == "skip")
-    train = listing.images(root / "train_mnist")
-    test = listing.images(root / "test_mnist_matrix")
+    for name in (_TRAIN, _TEST):
+        if not (root / name).is_dir():
+            raise DataError(
+                f"{root} has no {name}: config.data.root must hold {_TRAIN} and {_TEST} of IR-MNIST"
+            )
+    listing.only(root, (_TRAIN, _TEST, _CELL_LABELS))
+    train = listing.images(root / _TRAIN)
+    test = [path for path in listing.images(root / _TEST) if _is_numbered(path, listing)]
     cells = _read_cells(root / _CELL_LABELS)
     examples = [_published(path, listing, config, "train", None) for path in sorted(train)]
     for path in sorted(test, key=_image_number):
@@ -58,7 +65,7 @@ def published(root: Path, config: DataConfig) -> Source:
         examples=examples,
         fingerprint=digest("published", root, crc, config.abnormal_digit, *sorted(listing.stamps)),
         has_masks=cells is not None,
-        rejected=tuple(listing.rejected),
+        rejected=tuple(listing.rejected.items()),
     )
 
 
@@ -109,11 +116,15 @@ def cell_mask(abnormal: Bool[np.ndarray, "11 11"]) -> Bool[np.ndarray, "224 224"
     return mask
 
 
+def _is_numbered(path: Path, listing: Listing) -> bool:
+    if re.fullmatch(r"image_\d+", path.stem):
+        return True
+    listing.reject(path, "expected a name like image_12.jpg")
+    return False
+
+
 def _image_number(path: Path) -> int:
-    match = re.fullmatch(r"image_(\d+)", path.stem)
-    if match is None:
-        raise BadImageError(str(path), "expected a name like image_12.jpg")
-    return int(match.group(1))
+    return int(path.stem.removeprefix("image_"))
 
 
 def _read_cells(path: Path) -> Int[np.ndarray, "n 11 11"] | None:

@@ -133,4 +133,4 @@ def _examples(images: np.ndarray, labels: np.ndarray, *, prefix: str, mark: str)
 
 
 def _load(image: np.ndarray) -> Picture:
-    return Picture(pad_to_32(image))
+    return Picture(pad_to_32(image), size=(SIDE, SIDE))

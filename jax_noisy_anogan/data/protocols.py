@@ -184,21 +184,29 @@ def caltech(examples: Examples, config: DataConfig) -> Split:
     is_abnormal = ~np.isin(labels, chosen)
     known_pool = _known_pool(examples, np.flatnonzero(is_abnormal), config)
     inliers = [np.flatnonzero(labels == label)[: config.images_per_category] for label in chosen]
-    count = sum(map(len, inliers))
-    known = _pick_known(known_pool, labels, count, config)
-    clutter = np.setdiff1d(np.flatnonzero(labels == examples.class_names.index(CLUTTER)), known)
+    all_clutter = np.flatnonzero(labels == examples.class_names.index(CLUTTER))
 
-    if config.held_out:
-        train_lists = [
-            _head(_shuffled(part, seed, "train", config.repeat), config.train_fraction)
-            for part in inliers
-        ]
-        train = _joined(train_lists)
-        tested = np.setdiff1d(_joined(inliers), train)
-        tested = _shuffled(tested, seed, "test", config.repeat)[: len(clutter)]
-    else:
+    def divide(known: Int[np.ndarray, " k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        clutter = np.setdiff1d(all_clutter, known)
+        if config.held_out:
+            train = _joined(
+                _head(_shuffled(part, seed, "train", config.repeat), config.train_fraction)
+                for part in inliers
+            )
+            tested = np.setdiff1d(_joined(inliers), train)
+            return train, _shuffled(tested, seed, "test", config.repeat)[: len(clutter)], clutter
+        count = sum(map(len, inliers))
         each = len(clutter) // len(inliers) if count > len(clutter) else count
-        train = tested = _joined(part[:each] for part in inliers)
+        train = _joined(part[:each] for part in inliers)
+        return train, train, clutter
+
+    # Known images leave the clutter, and the clutter limits the training images, of which a ratio
+    # of known images is a share: two rounds settle both to within an image.
+    known = _NONE
+    for _ in range(2):
+        train, _, _ = divide(known)
+        known = _pick_known(known_pool, labels, _unlabelled_count(train, config), config)
+    train, tested, clutter = divide(known)
     outliers = _shuffled(clutter, seed, "outliers", config.repeat)[: len(tested)]
     names = ", ".join(examples.class_names[label] for label in chosen)
     return _finish(
@@ -247,7 +255,7 @@ def _divide(
 ) -> Split:
     """Known abnormal and contaminating images leave `test_abnormal`; the rest is tested."""
     extra = _NONE if unlabeled is None else unlabeled
-    count = round(len(train) * (1 - config.validation_fraction)) + len(extra)
+    count = _unlabelled_count(train, config) + len(extra)
     pool = _known_pool(examples, test_abnormal, config)
     known = _pick_known(pool, examples.labels, count, config)
     return _finish(
@@ -302,6 +310,11 @@ def _finish(
     )
 
 
+def _unlabelled_count(train: Int[np.ndarray, " n"], config: DataConfig) -> int:
+    """How many of the normal images train, once validation images are held back."""
+    return len(train) - round(config.validation_fraction * len(train))
+
+
 def _known_pool(
     examples: Examples, abnormal: Int[np.ndarray, " n"], config: DataConfig
 ) -> Int[np.ndarray, " m"]:
@@ -325,12 +338,17 @@ def _pick_known(
     unlabelled: int,
     config: DataConfig,
 ) -> Int[np.ndarray, " m"]:
-    """Known abnormal images by number, by ratio (gamma_l of Deep SAD), or by share of a class."""
+    """Known abnormal images by number, by ratio (gamma_l of Deep SAD), or by share of a class.
+
+    Args:
+      unlabelled: how many normal and unlabelled images train, without contamination.
+    """
     seed = config.split_seed
     count = config.known_abnormal_count
     if config.known_abnormal_ratio:
-        ratio = config.known_abnormal_ratio
-        count = round(ratio / (1 - ratio) * unlabelled / (1 - config.validation_fraction))
+        # Contamination counts as unlabelled, and a share of the known images validates.
+        ratio, kept = config.known_abnormal_ratio, 1 - config.validation_fraction
+        count = round(ratio / (1 - ratio) * unlabelled / (1 - config.contamination) / kept)
     if count == 0:
         classes = np.unique(labels[pool])
         return _joined(

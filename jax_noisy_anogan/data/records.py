@@ -31,7 +31,7 @@ from jax_noisy_anogan.data.sources import open_source
 if TYPE_CHECKING:
     from jax_noisy_anogan.data import builders
 
-FORMAT = 1
+FORMAT = 2
 PART_BYTES = 256 * 2**20
 _HEADER = "dataset.json"
 
@@ -218,7 +218,7 @@ def load_dataset(config: DataConfig, *, resolution: int, progress: bool = True) 
         with _exclusive(folder):
             if not (folder / _HEADER).exists():
                 _write(config, source, folder, resolution, progress)
-    return _open(config, folder, model_resolution)
+    return _open(config, folder, model_resolution, source.rejected)
 
 
 def image_resolution(config: DataConfig, resolution: int) -> int:
@@ -289,7 +289,6 @@ def _write(
         "normal_classes": source.normal_classes,
         "has_masks": source.has_masks,
         "parts": len(parts),
-        "rejected": source.rejected,
     }
     _write_json(folder / _HEADER, header)
 
@@ -402,7 +401,7 @@ class _Encoder:
         columns.labels.append(example.label)
         columns.marks.append(example.mark)
         columns.has_mask.append(picture.mask is not None)
-        columns.sizes.append((width, height))
+        columns.sizes.append(picture.size or (width, height))
         columns.modes.append(picture.mode)
         columns.digests.append(content)
         if example.cells is not None:
@@ -428,7 +427,9 @@ class _Encoder:
         }
 
 
-def _open(config: DataConfig, folder: Path, model_resolution: int) -> Dataset:
+def _open(
+    config: DataConfig, folder: Path, model_resolution: int, rejected: Sequence[tuple[str, str]]
+) -> Dataset:
     header = _read_json(folder / _HEADER)
     parts = [_read_json(folder / f"{_part_name(n)}.json") for n in range(header["parts"])]
 
@@ -451,7 +452,7 @@ def _open(config: DataConfig, folder: Path, model_resolution: int) -> Dataset:
         has_masks=header["has_masks"],
         tiles_per_side=header["resolution"] // model_resolution,
         augmentation=Augmentation.from_config(config),
-        left_out=tuple(LeftOut(*item) for item in [*header["rejected"], *column("left_out")]),
+        left_out=tuple(LeftOut(*item) for item in [*rejected, *column("left_out")]),
         path=folder,
         _parts=tuple((folder / part["path"], len(part["ids"])) for part in parts if part["ids"]),
     )

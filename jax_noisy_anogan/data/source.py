@@ -31,11 +31,13 @@ class Picture:
       image: values 0..255, as many channels as the data set's config asks for.
       mask: True where a pixel is anomalous; None where no mask is known.
       mode: how the file stored its pixels, in Pillow's names ("L", "RGB", "I;16", ...).
+      size: width and height in the source, where `image` is not as large.
     """
 
     image: UInt8[np.ndarray, "height width channels"]
     mask: Bool[np.ndarray, "height width"] | None = None
     mode: str = "L"
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

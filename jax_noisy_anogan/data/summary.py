@@ -21,10 +21,12 @@ PAPER_TABLE_1 = {
     "caltech256": ("Caltech-256", 30_607, 256),
     "ir_mnist": ("IR-MNIST", 6_051, 10),
 }
-_HEADINGS = ("train normal", "train known", "valid. normal", "valid. known", "test")
+_HEADINGS = ("train\nnormal", "train\nknown", "valid.\nnormal", "valid.\nknown", "test")
+_MANY_CLASSES = 30
 _COLUMNS = 8
 _ROWS = 16
 _THUMBNAIL = 96
+_FEW_ROWS = 6
 _CAPTION = 14
 _RED = np.array([255, 0, 0])
 
@@ -63,22 +65,32 @@ def properties(dataset: Dataset) -> Table:
 
 
 def split_counts(dataset: Dataset, split: Split) -> Table:
-    """Images per class and part of the split."""
+    """Images per class and part of the split.
+
+    Of very many classes, those that are neither trained as normal nor tested share one row.
+    """
     table = Table(title=split.protocol)
-    table.add_column("class", no_wrap=True)
+    table.add_column("class", overflow="fold")
     for heading in (*_HEADINGS, "unused", "all"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     counts = [_class_counts(dataset, split.part(part)) for part in PARTS]
     totals = _class_counts(dataset, np.arange(len(dataset)))
     used = np.zeros(len(dataset), bool)
     for part in PARTS:
         used[split.part(part)] = True
     unused = _class_counts(dataset, np.flatnonzero(~used))
-    columns = [*counts, unused, totals]
-    for label in np.flatnonzero(totals):
-        table.add_row(dataset.class_names[label], *(f"{column[label]:,}" for column in columns))
+    columns = np.stack([*counts, unused, totals])
+    present = np.flatnonzero(totals)
+    shown = present
+    if len(present) > _MANY_CLASSES:
+        shown = np.flatnonzero(counts[PARTS.index("train_normal")] + counts[PARTS.index("test")])
+    for label in shown:
+        table.add_row(dataset.class_names[label], *(f"{n:,}" for n in columns[:, label]))
+    if len(shown) < len(present):
+        others = columns[:, np.setdiff1d(present, shown)].sum(axis=1)
+        table.add_row(f"{len(present) - len(shown)} others", *(f"{n:,}" for n in others))
     table.add_section()
-    table.add_row("all", *(f"{column.sum():,}" for column in columns))
+    table.add_row("all", *(f"{n:,}" for n in columns.sum(axis=1)))
     if len(split.contaminating):
         table.caption = f"{len(split.contaminating)} abnormal images hide in the training images"
     return table
@@ -92,7 +104,8 @@ def contact_sheet(dataset: Dataset, path: Path) -> None:
     counts = _class_counts(dataset, np.arange(len(dataset)))
     largest = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))[:_ROWS]
     rows = sorted(largest)
-    cell = _THUMBNAIL + 4
+    side = 2 * _THUMBNAIL if len(rows) <= _FEW_ROWS else _THUMBNAIL
+    cell = side + 4
     sheet = Image.new("RGB", (_COLUMNS * cell, len(rows) * (cell + _CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
     for row, label in enumerate(rows):
@@ -101,13 +114,15 @@ def contact_sheet(dataset: Dataset, path: Path) -> None:
         draw.text((2, top), caption, fill="black")
         indices = np.flatnonzero(dataset.labels == label)
         shown = indices[np.linspace(0, len(indices) - 1, min(_COLUMNS, len(indices))).astype(int)]
-        for column, thumbnail in enumerate(_thumbnails(dataset, shown)):
+        for column, thumbnail in enumerate(_thumbnails(dataset, shown, side)):
             sheet.paste(Image.fromarray(thumbnail), (column * cell + 2, top + _CAPTION))
     sheet.save(path)
 
 
-def _thumbnails(dataset: Dataset, indices: np.ndarray) -> list[UInt8[np.ndarray, "s s 3"]]:
-    level = min((r for r in dataset.resolutions if r >= _THUMBNAIL), default=dataset.resolution)
+def _thumbnails(
+    dataset: Dataset, indices: np.ndarray, side: int
+) -> list[UInt8[np.ndarray, "side side 3"]]:
+    level = min((r for r in dataset.resolutions if r >= side), default=dataset.resolution)
     images = dataset.images(indices, level)
     masks = dataset.mask_coverage(indices, level)
     thumbnails = []
@@ -115,9 +130,9 @@ def _thumbnails(dataset: Dataset, indices: np.ndarray) -> list[UInt8[np.ndarray,
         picture = np.broadcast_to(image, (level, level, 3)).copy()
         if masks is not None:
             picture[_outline(masks[row] > 0)] = _RED
-        enlarge = level < _THUMBNAIL
+        enlarge = level < side
         method = Image.Resampling.NEAREST if enlarge else Image.Resampling.BOX
-        resized = Image.fromarray(picture).resize((_THUMBNAIL, _THUMBNAIL), method)
+        resized = Image.fromarray(picture).resize((side, side), method)
         thumbnails.append(np.asarray(resized))
     return thumbnails
 
