@@ -139,7 +139,9 @@ def make_train_step(
       axis_name: the mapped axis to average over; None outside `data_parallel` and `jax.pmap`.
 
     Returns:
-      A pure function. `key` is the run's key, the same for every step.
+      A pure function. `key` is the run's key, the same for every step. Traced over several devices,
+      it raises ValueError where a device's part of the batch would be grouped or penalised
+      otherwise than in the whole batch.
     """
     discriminator_loss = losses.DISCRIMINATOR_LOSSES[loss.objective]
     generator_loss = losses.GENERATOR_LOSSES[loss.objective]
@@ -162,12 +164,21 @@ def make_train_step(
             return losses.r1_penalty(critic, real[keep])
         return losses.wgan_gradient_penalty(critic, real[keep], fake[keep], mix[keep])
 
+    def judge_not_normal(params, fake, abnormal, alpha):
+        count = fake.shape[0]
+        if abnormal is not None and count % group == 0:
+            both = jnp.concatenate([fake, abnormal])
+            logits = networks.discriminate(params, both, alpha).logits
+            return logits[:count], logits[count:]
+        # Batches smaller than a group: one pass over both would mix them in a group.
+        logits_fake = networks.discriminate(params, fake, alpha).logits
+        if abnormal is None:
+            return logits_fake, None
+        return logits_fake, networks.discriminate(params, abnormal, alpha).logits
+
     def discriminator_objective(params, real, fake, abnormal, alpha, mix):
         out_real = networks.discriminate(params, real, alpha)
-        not_normal = fake if abnormal is None else jnp.concatenate([fake, abnormal])
-        logits = networks.discriminate(params, not_normal, alpha).logits
-        logits_fake = logits[: fake.shape[0]]
-        logits_abnormal = None if abnormal is None else logits[fake.shape[0] :]
+        logits_fake, logits_abnormal = judge_not_normal(params, fake, abnormal, alpha)
         terms = discriminator_loss(out_real.logits, logits_fake, logits_abnormal, loss.gamma)
         total = terms.total
         metrics = {
@@ -191,6 +202,9 @@ def make_train_step(
 
     def step(state, real, abnormal, alpha, key):
         batch = real.shape[0]
+        if axis_name is not None:
+            interval = 1 if loss.penalty == "none" else loss.penalty_interval
+            _require_whole_groups(batch, group, interval, lax.axis_size(axis_name))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, state.step), first_index(batch) + jnp.arange(batch)
         )
@@ -210,20 +224,21 @@ def make_train_step(
             lambda params: networks.generate(params, z, alpha), state.params.generator
         )
 
-        gradients, (metrics, seen) = jax.grad(discriminator_objective, has_aux=True)(
+        gradients_d, (metrics, seen) = jax.grad(discriminator_objective, has_aux=True)(
             state.params.discriminator, real, fake, abnormal, alpha, mix
         )
+        gradients_d = mean_over_devices(gradients_d)
         updates, optimizer_d = optimizer.update(
-            mean_over_devices(gradients), state.optimizer.discriminator, state.params.discriminator
+            gradients_d, state.optimizer.discriminator, state.params.discriminator
         )
         params_d = optax.apply_updates(state.params.discriminator, updates)
 
         g_loss, image_gradients = jax.value_and_grad(
             lambda images: generator_loss(networks.discriminate(params_d, images, alpha).logits)
         )(fake)
-        (gradients,) = generator_vjp(image_gradients)
+        gradients_g = mean_over_devices(generator_vjp(image_gradients)[0])
         updates, optimizer_g = optimizer.update(
-            mean_over_devices(gradients), state.optimizer.generator, state.params.generator
+            gradients_g, state.optimizer.generator, state.params.generator
         )
         params_g = optax.apply_updates(state.params.generator, updates)
 
@@ -236,7 +251,12 @@ def make_train_step(
             average=optax.incremental_update(params, state.average, 1.0 - ema_decay),
             reference=optax.incremental_update(seen, state.reference, 1.0 - ema_decay),
         )
-        return new_state, mean_over_devices({**metrics, "g_loss": g_loss})
+        metrics |= {"g_loss": g_loss, "g_spread": fake.std(axis=0).mean()}
+        norms = {
+            "d_gradient_norm": optax.global_norm(gradients_d),
+            "g_gradient_norm": optax.global_norm(gradients_g),
+        }
+        return new_state, mean_over_devices(metrics) | norms
 
     return step
 
@@ -251,7 +271,17 @@ def _penalised_images(batch: int, group: int, interval: int) -> slice | Array:
         return slice(None)
     group = min(group, batch)
     first = jnp.arange(0, batch // group, interval) * group
-    return (first[:, None] + jnp.arange(group)).reshape(-1)
+    return (first[:, None] + jnp.arange(group)[None, :]).reshape(-1)
+
+
+def _require_whole_groups(batch: int, group: int, interval: int, devices: int) -> None:
+    """Raise ValueError where the update would depend on the number of devices."""
+    if devices > 1 and batch % (group * interval):
+        raise ValueError(
+            f"growth.minibatch gives each of {devices} devices {batch} images: expected a multiple "
+            f"of network.stddev_group x loss.penalty_interval ({group} x {interval}), so a "
+            f"minibatch that is a multiple of {devices * group * interval}; or use fewer devices"
+        )
 
 
 def ema_decay_for(half_life_images: float, minibatch: int) -> float:
