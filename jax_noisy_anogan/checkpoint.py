@@ -1,23 +1,31 @@
 """Checkpoints on disk; the only module that knows orbax.
 
 Layout: `workdir/checkpoints/<step>/{state,data,meta}`. `state` holds the arrays, `data` the position
-of the input streams, `meta` where the schedule stands. Saves are asynchronous and appear under their
-final name only when complete, so a kill during a save leaves the previous checkpoint in place.
+of the input streams, `meta` where the schedule stands and a checksum of the arrays. Saves are
+asynchronous and appear under their final name only when complete, so a kill during a save leaves the
+previous checkpoint in place. A checkpoint that cannot be read, or whose checksum is wrong, is moved
+to `workdir/damaged_checkpoints` and the one before it is used.
 """
 
 from __future__ import annotations
 
+import errno
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 State = TypeVar("State")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, or belongs to other settings."""
+    """A checkpoint cannot be read or written, or belongs to other settings."""
 
 
 class Position(NamedTuple):
@@ -27,11 +35,21 @@ class Position(NamedTuple):
       phase: index of the schedule's phase whose networks the state belongs to.
       step: updates done in the whole run.
       images: images shown in the whole run.
+      rollbacks: how often training has returned to an earlier checkpoint; part of the random key.
     """
 
     phase: int
     step: int
     images: int
+    rollbacks: int = 0
+
+
+class Restored(NamedTuple):
+    """A checkpoint in memory: the state, the input streams' position, and the schedule's."""
+
+    position: Position
+    state: Any
+    data: dict[str, Any]
 
 
 class Checkpoints:
@@ -41,80 +59,174 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=True
         )
-        self._folder = workdir.absolute() / "checkpoints"
+        self._workdir = workdir.absolute()
+        self._folder = self._workdir / "checkpoints"
         self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=options,
-            item_names=("state", "data", "meta"),
+            self._folder, options=options, item_names=("state", "data", "meta")
         )
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._writing(self._manager.wait_until_finished)
+        except CheckpointError:
+            if kind is None:
+                raise
+        finally:
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, None without any."""
         return self._manager.latest_step()
 
+    def wait(self) -> None:
+        """Wait until the last save is complete.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        self._writing(self._manager.wait_until_finished)
+
     def save(self, position: Position, state: Any, data: dict[str, Any]) -> None:
-        """Start writing a checkpoint; returns once the arrays are safe to be overwritten.
+        """Start writing a checkpoint; returns once the arrays may be overwritten or donated.
 
         Args:
           state: a tree of arrays.
           data: JSON-able position of the input streams.
+
+        Raises:
+          CheckpointError: this save cannot start, or the one before it failed.
         """
         if position.step == self._manager.latest_step():
             return
-        self._manager.save(
-            position.step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state),
-                data=ocp.args.JsonSave(data),
-                meta=ocp.args.JsonSave(position._asdict()),
-            ),
+        # Host memory is device memory on CPUs: without the copy, the next update, which reuses the
+        # donated buffers, would write into what the saving thread still reads.
+        state = jax.tree.map(jnp.copy, state)
+        meta = {**position._asdict(), "checksum": checksum(state), "layout": layout_of(state)}
+        self._writing(
+            lambda: self._manager.save(
+                position.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    data=ocp.args.JsonSave(data),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
         )
 
-    def position(self, step: int) -> Position:
-        """Where the checkpoint of `step` stands in the schedule."""
-        restored = self._restore(step, meta=ocp.args.JsonRestore())
-        return Position(**restored["meta"])
-
-    def restore(self, step: int, template: State) -> tuple[State, dict[str, Any]]:
-        """Read a checkpoint.
+    def restore_newest(self, template_of: Callable[[Position], Any]) -> Restored | None:
+        """Read the newest checkpoint that is whole; damaged ones are set aside with a warning.
 
         Args:
-          template: the state's tree with shapes, dtypes and shardings (`jax.ShapeDtypeStruct`).
+          template_of: shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) of a position's state.
 
         Returns:
-          The state, placed as `template` says, and the position of the input streams.
+          None where no checkpoint exists at all.
 
         Raises:
-          CheckpointError: unreadable, or of other shapes than `template`.
+          CheckpointError: checkpoints exist but none can be used, or one has other shapes than its
+            template.
         """
-        restored = self._restore(
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        reasons = []
+        for step in steps:
+            try:
+                restored = self._restore(step, template_of)
+            except _DamagedError as error:
+                reasons.append(f"{step}: {error}")
+                logging.warning(
+                    "checkpoint %d is damaged (%s): set aside, trying the one before it",
+                    step,
+                    error,
+                )
+                continue
+            self._set_aside([s for s in steps if s > step])
+            return restored
+        if steps:
+            raise CheckpointError(
+                f"no checkpoint in {self._folder} can be read ({'; '.join(reasons)}): start again "
+                "with a new --workdir"
+            )
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            aside = self._workdir / "damaged_checkpoints"
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                number = sum(1 for _ in aside.glob(f"{step}*"))
+                (self._folder / str(step)).rename(aside / f"{step}.{number}")
+        self._manager.reload()
+
+    def _restore(self, step: int, template_of: Callable[[Position], Any]) -> Restored:
+        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+        try:
+            expected, layout = meta.pop("checksum"), meta.pop("layout")
+            position = Position(**meta)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise _DamagedError("its meta data are incomplete") from error
+        template = template_of(position)
+        if layout_of(template) != layout:
+            raise CheckpointError(
+                f"{self._folder / str(step)} holds arrays of other names or shapes than the config "
+                "describes: use the config that the run was started with, or a new --workdir"
+            )
+        items = self._read(
             step,
             state=ocp.args.PyTreeRestore(
                 template, restore_args=ocp.checkpoint_utils.construct_restore_args(template)
             ),
             data=ocp.args.JsonRestore(),
         )
-        wanted, got = (
-            jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (template, restored["state"])
-        )
-        if wanted != got:
-            raise CheckpointError(
-                f"{self._folder / str(step)} holds arrays of other shapes than the config "
-                "describes: use the config that the run was started with, or a new --workdir"
-            )
-        return restored["state"], restored["data"]
+        if checksum(items["state"]) != expected:
+            raise _DamagedError("its arrays do not have the checksum that was stored with them")
+        return Restored(position, items["state"], items["data"])
 
-    def _restore(self, step: int, **items: Any) -> Any:
+    def _read(self, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, OSError, TypeError) as error:
+        except Exception as error:  # orbax, tensorstore and JSON raise many kinds on damaged files
+            text = str(error).strip().splitlines()
+            raise _DamagedError(text[0][:200] if text else type(error).__name__) from error
+
+    def _writing(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except (OSError, ValueError, RuntimeError) as error:
+            full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
+            reason = "the disk is full" if full else str(error).splitlines()[0][:300]
             raise CheckpointError(
-                f"{self._folder / str(step)} cannot be read: {str(error).splitlines()[0]}"
+                f"a checkpoint could not be written to {self._folder}: {reason}. The checkpoint "
+                f"before it (step {self.latest_step()}) is whole: make room, then run the same "
+                "command again"
             ) from error
+
+
+class _DamagedError(Exception):
+    """A checkpoint's files are not what was written."""
+
+
+def checksum(tree: Any) -> int:
+    """CRC-32 over the bytes of all arrays, in the tree's order."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        total = zlib.crc32(np.ascontiguousarray(_host_value(leaf)).view(np.uint8), total)
+    return total
+
+
+def layout_of(tree: Any) -> int:
+    """CRC-32 over the names, shapes and types of all arrays, in the tree's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    lines = [f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}" for path, leaf in leaves]
+    return zlib.crc32("\n".join(lines).encode())
+
+
+def _host_value(leaf: Any) -> np.ndarray:
+    # Replicated arrays of several processes are not addressable as a whole, but each copy is.
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = leaf.addressable_data(0)
+    return np.asarray(leaf).reshape(-1)

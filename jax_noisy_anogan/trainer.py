@@ -1,0 +1,409 @@
+"""Training through all phases of growth: streams in, updates, checkpoints out.
+
+Running the same command again continues where the newest checkpoint stands; the result is the same,
+bit for bit, as that of a run that was never stopped (on the same machine).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import PRNGKeyArray
+
+from jax_noisy_anogan import parallel, pictures
+from jax_noisy_anogan.checkpoint import Checkpoints, Position
+from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.data import Dataset, Split, TrainingStreams
+from jax_noisy_anogan.growth import Phase, Schedule, alpha_in, make_schedule
+from jax_noisy_anogan.logs import MetricWriter, ProgressLine
+from jax_noisy_anogan.networks import Networks, build_networks, sample_latents
+from jax_noisy_anogan.train_step import (
+    TrainState,
+    ema_decay_for,
+    grow_state,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    to_byte_images,
+)
+
+# Separate uses of the run's one seed.
+_INITIAL, _STEPS, _SAMPLES = 0, 1, 2
+
+
+class TrainingStoppedError(RuntimeError):
+    """A signal asked training to stop; a checkpoint holds everything."""
+
+
+class Progress(NamedTuple):
+    """Where a run stands between two updates, and everything needed to go on."""
+
+    position: Position
+    state: TrainState
+    data: dict[str, int] | None
+
+
+def train(
+    config: Config,
+    workdir: Path,
+    dataset: Dataset,
+    split: Split,
+    *,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> TrainState:
+    """Train to the end of the schedule, from the newest checkpoint if there is one.
+
+    Args:
+      config: validated.
+      mesh: devices to train on; all by default.
+
+    Returns:
+      The state after the last update.
+
+    Raises:
+      FloatingPointError: losses or gradients stayed not finite after `train.max_rollbacks` returns.
+      TrainingStoppedError: on SIGTERM or SIGINT, after a checkpoint.
+      CheckpointError: checkpoints cannot be read or written.
+      ValueError: a minibatch does not divide over the devices.
+    """
+    mesh = parallel.make_mesh() if mesh is None else mesh
+    schedule = make_schedule(config.growth)
+    for phase in schedule.phases:
+        parallel.require_divisible(
+            phase.minibatch, mesh, f"config.growth.minibatch at {phase.resolution}"
+        )
+    with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
+        return _Run(config, workdir, dataset, split, mesh, schedule, checkpoints, progress).finish()
+
+
+def networks_of(config: Config, phase: Phase) -> Networks:
+    """The networks that train in `phase`."""
+    network = config.network
+    return build_networks(
+        resolution=phase.resolution,
+        fading=phase.fading,
+        channels=config.data.channels,
+        fmap_base=network.fmap_base,
+        fmap_max=network.fmap_max,
+        latent_size=network.latent_size,
+        stddev_group=network.stddev_group,
+        compute_dtype=network.compute_dtype,
+    )
+
+
+def state_template(config: Config, phase: Phase, mesh: Mesh) -> Any:
+    """Shapes and placement of a phase's state, without allocating it."""
+    networks, optimizer = networks_of(config, phase), make_optimizer(config.optim)
+    shapes = jax.eval_shape(
+        lambda: init_state(networks, optimizer, jax.random.key(config.train.seed))
+    )
+    sharding = NamedSharding(mesh, parallel.REPLICATED)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+class _Run:
+    """One start of a run; holds what stays the same through all its phases."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        dataset: Dataset,
+        split: Split,
+        mesh: Mesh,
+        schedule: Schedule,
+        checkpoints: Checkpoints,
+        progress: bool,
+    ):
+        self.config, self.workdir, self.dataset, self.split = config, workdir, dataset, split
+        self.mesh, self.schedule, self.checkpoints = mesh, schedule, checkpoints
+        self.show_progress = progress and jax.process_index() == 0
+        self.optimizer = make_optimizer(config.optim)
+        self.key = jax.random.key(config.train.seed)
+
+    def finish(self) -> TrainState:
+        now = self._restore(rollbacks=0)
+        with (
+            _stop_signals() as stop,
+            ProgressLine(
+                "train",
+                total=self.schedule.total_images,
+                done=now.position.images,
+                unit="images",
+                show=self.show_progress,
+            ) as line,
+        ):
+            while now.position.step < self.schedule.total_steps:
+                phase = self.schedule.phase_of_step(now.position.step)
+                now = self._enter(phase, now)
+                try:
+                    now = self._run_phase(phase, now, line, stop)
+                except FloatingPointError as error:
+                    now = self._roll_back(now, error)
+        return now.state
+
+    def _restore(self, rollbacks: int) -> Progress:
+        """The newest whole checkpoint, or the start of the run."""
+        restored = self.checkpoints.restore_newest(
+            lambda position: state_template(
+                self.config, self.schedule.phases[position.phase], self.mesh
+            )
+        )
+        if restored is None:
+            phase = self.schedule.phases[0]
+            fresh = init_state(networks_of(self.config, phase), self.optimizer, self._key(_INITIAL))
+            return Progress(
+                Position(0, 0, 0, rollbacks), parallel.replicate(fresh, self.mesh), None
+            )
+        position = restored.position._replace(
+            rollbacks=max(rollbacks, restored.position.rollbacks)
+        )
+        return Progress(position, restored.state, restored.data)
+
+    def _roll_back(self, failed: Progress, error: FloatingPointError) -> Progress:
+        rollbacks = failed.position.rollbacks + 1
+        if rollbacks > self.config.train.max_rollbacks:
+            raise FloatingPointError(
+                f"{error}; gave up after config.train.max_rollbacks = "
+                f"{self.config.train.max_rollbacks} returns: lower config.optim.learning_rate or "
+                "raise config.loss.penalty_weight"
+            ) from error
+        self.checkpoints.wait()
+        now = self._restore(rollbacks)
+        logging.warning(
+            "%s; back to step %d with other random numbers (%d of %d)",
+            error,
+            now.position.step,
+            rollbacks,
+            self.config.train.max_rollbacks,
+        )
+        return now
+
+    def _enter(self, phase: Phase, now: Progress) -> Progress:
+        if now.position.phase == phase.index:
+            return now
+        key = jax.random.fold_in(self._key(_INITIAL), phase.index)
+        grown = grow_state(now.state, networks_of(self.config, phase), self.optimizer, key)
+        return now._replace(
+            position=now.position._replace(phase=phase.index),
+            state=parallel.replicate(grown, self.mesh),
+        )
+
+    def _run_phase(
+        self, phase: Phase, now: Progress, line: ProgressLine, stop: Callable[[], bool]
+    ) -> Progress:
+        config = self.config
+        step_function = compile_step(config, phase, self.optimizer, self.mesh)
+        key = jax.random.fold_in(self._key(_STEPS), now.position.rollbacks)
+        with (
+            contextlib.closing(self._streams(phase, now)) as streams,
+            contextlib.closing(
+                MetricWriter(
+                    self.workdir,
+                    from_step=now.position.step,
+                    tensorboard=config.train.tensorboard,
+                )
+                if jax.process_index() == 0
+                else _Silent()
+            ) as writer,
+        ):
+            state, position = now.state, now.position
+            log = _Log(phase, writer, line, config.train.log_every_steps)
+            due = _next_checkpoint(position.images, config.train.checkpoint_every_images)
+            while position.step < phase.end_step:
+                alpha = np.float32(alpha_in(phase, position.step - phase.start_step))
+                batch = parallel.shard(next(streams), self.mesh)
+                state, metrics = step_function(state, batch.normal, batch.abnormal, alpha, key)
+                position = position._replace(
+                    step=position.step + 1, images=position.images + phase.minibatch
+                )
+                log.add(position, float(alpha), metrics)
+                stopping = stop()
+                ends = position.step == phase.end_step
+                if stopping or ends or position.images >= due:
+                    log.fetch_all()  # a checkpoint never holds an update that is not finite
+                    if ends:
+                        self._draw_samples(phase, state)
+                    self.checkpoints.save(position, state, streams.state())
+                    due = _next_checkpoint(position.images, config.train.checkpoint_every_images)
+                if stopping:
+                    self.checkpoints.wait()
+                    raise TrainingStoppedError(
+                        f"stopped at step {position.step} of {self.schedule.total_steps} with a "
+                        "checkpoint: run the same command again to go on"
+                    )
+            return Progress(position, state, streams.state())
+
+    def _streams(self, phase: Phase, now: Progress) -> TrainingStreams:
+        streams = TrainingStreams(
+            self.dataset,
+            self.split,
+            resolution=phase.resolution,
+            minibatch=phase.minibatch,
+            seed=self.config.train.seed,
+            with_abnormal=self.config.loss.gamma < 1.0,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if now.data is not None:
+            streams.restore(now.data)
+        return streams
+
+    def _draw_samples(self, phase: Phase, state: TrainState) -> None:
+        if jax.process_index() != 0:
+            return
+        networks = networks_of(self.config, phase)
+        z = sample_latents(
+            self._key(_SAMPLES),
+            self.config.network.prior,
+            (self.config.train.sample_images, self.config.network.latent_size),
+        )
+        params = jax.tree.map(lambda leaf: leaf.addressable_data(0), state.average.generator)
+        drawn = np.asarray(to_byte_images(jax.jit(networks.generate)(params, z)))
+        kind = "fade" if phase.fading else "stable"
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        name = f"{phase.index:02d}_{phase.resolution}x{phase.resolution}_{kind}.png"
+        columns = max(1, round(len(drawn) ** 0.5))
+        pictures.save_png(folder / name, pictures.image_grid(drawn, columns))
+
+    def _key(self, purpose: int) -> PRNGKeyArray:
+        return jax.random.fold_in(self.key, purpose)
+
+
+def compile_step(
+    config: Config, phase: Phase, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[..., Any]:
+    """The update of one phase, mapped over `mesh`; compiled at its first call."""
+    step = make_train_step(
+        networks_of(config, phase),
+        optimizer,
+        loss=config.loss,
+        prior=config.network.prior,
+        ema_decay=ema_decay_for(config.optim.ema_half_life_images, phase.minibatch),
+        axis_name=parallel.AXIS,
+    )
+    everywhere, split = parallel.REPLICATED, parallel.SHARDED
+    return parallel.data_parallel(
+        step,
+        mesh,
+        in_specs=(everywhere, split, split, everywhere, everywhere),
+        out_specs=(everywhere, everywhere),
+        donate_argnums=(0,),
+    )
+
+
+class _Log:
+    """Fetches metrics one step late: the device is never idle, and never far behind.
+
+    On CPU with several virtual devices, JAX before 0.12 also deadlocks when too many steps are in
+    flight.
+    """
+
+    def __init__(self, phase: Phase, writer: Any, line: ProgressLine, every: int):
+        self._phase, self._writer, self._line, self._every = phase, writer, line, every
+        self._pending: tuple[Position, float, Any] | None = None
+        self._since: list[dict[str, float]] = []
+        self._start = time.monotonic()
+
+    def add(self, position: Position, alpha: float, metrics: Any) -> None:
+        """Note a step's metrics, which may not be computed yet, and fetch those of the one before.
+
+        Raises:
+          FloatingPointError: a loss or gradient of the step before is not finite.
+        """
+        pending, self._pending = self._pending, (position, alpha, metrics)
+        if pending is not None:
+            self._take(*pending)
+
+    def fetch_all(self) -> None:
+        """Wait for the newest step's metrics; raises as `add`."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._take(*pending)
+
+    def _take(self, position: Position, alpha: float, metrics: Any) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        bad = sorted(name for name, value in values.items() if not np.isfinite(value))
+        if bad:
+            raise FloatingPointError(
+                f"{', '.join(bad)} not finite at step {position.step} ({self._phase.name})"
+            )
+        self._since.append(values)
+        self._line.update(
+            position.images,
+            f"{self._phase.name} D {values['d_loss']:.3f} G {values['g_loss']:.3f}",
+        )
+        if position.step % self._every == 0 or position.step == self._phase.end_step:
+            self._write(position, alpha)
+
+    def _write(self, position: Position, alpha: float) -> None:
+        seconds = time.monotonic() - self._start
+        means = {
+            name: float(np.mean([values[name] for values in self._since]))
+            for name in self._since[-1]
+        }
+        self._writer.write(
+            position.step,
+            {
+                "images": position.images,
+                "resolution": self._phase.resolution,
+                "alpha": alpha,
+                "images_per_second": len(self._since) * self._phase.minibatch / seconds,
+                **means,
+            },
+        )
+        self._since, self._start = [], time.monotonic()
+
+
+class _Silent:
+    """Stands in for the metric writer in every process but the first."""
+
+    def write(self, step: int, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _next_checkpoint(images: int, every: int) -> int:
+    return (images // every + 1) * every
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGTERM or SIGINT into a question that the loop asks; a second one kills."""
+    received = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    def asked() -> bool:
+        return received
+
+    try:
+        before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+        for name in before:
+            signal.signal(name, note)
+    except ValueError:  # not in the main thread, where signals cannot be handled
+        before = {}
+    try:
+        yield asked
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

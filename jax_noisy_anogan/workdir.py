@@ -1,0 +1,85 @@
+"""The folder of one run: its lock, its config, and where everything lies.
+
+`config.json` settings of the run; `split.json` example ids of every part; `checkpoints/`;
+`metrics.jsonl` training curves; `samples/` drawn images per phase; `calibration.json` and
+`map_calibration.npz` how scores become decisions; `evaluation/` scores of the held-out images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan.config import Config, ConfigError
+
+# Fields that change neither what is trained nor how far.
+HARMLESS = (
+    "data.cache_dir",
+    "data.root",
+    "search.",
+    "score.",
+    "train.checkpoint_every_images",
+    "train.keep_checkpoints",
+    "train.log_every_steps",
+    "train.max_rollbacks",
+    "train.tensorboard",
+    "train.compilation_cache_dir",
+)
+
+
+class WorkdirError(RuntimeError):
+    """The run's folder cannot be used, or belongs to something else."""
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Create `workdir` and hold it, so that two commands never train in one folder.
+
+    Raises:
+      WorkdirError: another process holds it, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / "lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise WorkdirError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkdirError(
+                f"--workdir {workdir} is in use by another training: wait for it, or use another "
+                "folder"
+            ) from error
+        yield
+
+
+def settle_config(workdir: Path, config: Config) -> None:
+    """Write `config.json`, or check that a run which is continued keeps its settings.
+
+    Settings in `HARMLESS` may change between starts; the new values are kept.
+
+    Raises:
+      ConfigError: another setting changed; names all of them with both values.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        changed = config_lib.differences(config_lib.load(workdir), config)
+        harmful = {k: v for k, v in changed.items() if not k.startswith(HARMLESS)}
+        if harmful:
+            fields = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in harmful.items())
+            raise ConfigError(
+                f"{workdir} was started with other settings ({fields}): run it with its own "
+                "settings, or use another --workdir"
+            )
+    write_text(path, config_lib.to_json(config))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write through a neighbour and rename, so that a kill never leaves half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
