@@ -1,0 +1,322 @@
+"""The report, read back by an HTML parser, and once opened in a real browser."""
+
+import base64
+import io
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jax_noisy_anogan import metrics
+from jax_noisy_anogan.localization import Box
+from jax_noisy_anogan.report import (
+    Report,
+    ReportImage,
+    ScoreSummary,
+    select_images,
+    write_report,
+)
+
+HOSTILE = "\"><script>alert('1')</script>&amp;<img src=x onerror=y>.png"
+VOID = {"meta", "img", "path", "circle"}
+
+
+class _Reader(HTMLParser):
+    """Collects tags, attributes, and the text below each section's id."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.open, self.section = [], [], [], ""
+        self.texts, self.style = {}, ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self.section = dict(attributes)["id"]
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "style":
+            self.style += data
+        else:
+            self.texts[self.section] = self.texts.get(self.section, "") + data + "\n"
+
+    def values(self, tag, name):
+        return [value for t, n, value in self.attributes if (t, n) == (tag, name)]
+
+
+def _image(path, score, is_abnormal, *, side=24, seed=0, **more):
+    picture = np.random.default_rng(seed).integers(0, 255, (side, side, 1), dtype=np.uint8)
+    mask = np.zeros((side, side), bool)
+    mask[2:5, 3:9] = is_abnormal
+    return ReportImage(
+        path=path,
+        score=score,
+        is_abnormal=is_abnormal,
+        is_flagged=score > 0.5,
+        image=picture,
+        class_name="dent" if is_abnormal else "good",
+        terms={"residual": 12.345678, HOSTILE: 2.0},
+        reconstruction=255 - picture,
+        heatmap=np.repeat(picture, 3, axis=-1),
+        mask=mask,
+        **more,
+    )
+
+
+def _report(**changes):
+    rng = np.random.default_rng(0)
+    is_abnormal = np.arange(60) < 20
+    scores = rng.normal(0.3, 0.2, 60) + 0.5 * is_abnormal
+    names = np.where(is_abnormal, np.where(np.arange(60) % 2, "scratch", "dent"), "good")
+    found = metrics.image_metrics(scores, is_abnormal, threshold=0.5)
+    intervals = metrics.image_intervals(scores, is_abnormal, threshold=0.5, seed=0, resamples=50)
+    values = {
+        "title": f"Report of {HOSTILE}",
+        "score_name": "calibrated",
+        "scores": scores,
+        "is_abnormal": is_abnormal,
+        "threshold": 0.5,
+        "summaries": [
+            ScoreSummary("calibrated", found, intervals),
+            ScoreSummary("residual", found._replace(auroc=0.123456)),
+        ],
+        "class_names": names.tolist(),
+        "settings": {"loss": {"gamma": 0.1, "objective": HOSTILE}, "seed": 17},
+        "pixel": metrics.PixelResult(0.98765, 0.87654, 0.0, 0.0, 60, 20),
+        "pixel_by_class": {"dent": metrics.PixelResult(0.76543, 0.65432, 0.0, 0.0, 50, 10)},
+        "false_negatives": [_image(HOSTILE, 0.25, True)],
+        "false_positives": [_image("tray/7.png", 0.75, False)],
+        "most_anomalous": [_image("tray/8.png", 1.5, True)],
+        "least_anomalous": [_image("tray/9.png", 0.0625, False)],
+        "heat_range": (2.0, 8.0),
+        "failures": {HOSTILE: "truncated <b>"},
+    }
+    return Report(**(values | changes))
+
+
+def _read(tmp_path, report):
+    write_report(tmp_path / "report.html", report)
+    reader = _Reader()
+    reader.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def test_every_section_and_its_numbers_are_there(tmp_path):
+    report = _report()
+    reader, values = _read(tmp_path, report), report.summaries[0].metrics
+    texts = reader.texts
+    assert [*texts][1:] == [
+        "summary",
+        "scores",
+        "curves",
+        "defects",
+        "misses",
+        "most",
+        "least",
+        "failures",
+        "settings",
+    ]
+    assert reader.values("a", "href") == [f"#{name}" for name in list(texts)[1:]]
+    low, high = report.summaries[0].intervals.auroc
+    for number in (values.auroc, values.average_precision, values.f1_at_threshold, 0.98765):
+        assert f"{number:.3f}" in texts["summary"]
+    assert f"{low:.3f} – {high:.3f}" in texts["summary"]
+    flagged = report.scores > 0.5
+    wrong = [np.sum(report.is_abnormal & ~flagged), np.sum(~report.is_abnormal & flagged)]
+    assert min(wrong) > 0
+    rows = texts["summary"].split("abnormal\n")[1].split("normal\n")
+    for row, count, total in zip(rows, wrong, (20, 40), strict=True):
+        assert row.split("\n")[0] == str(total)
+        assert str(count) in row.split("\n")
+    assert "0.123" in texts["scores"]
+    assert f"{values.f1_best:.3f}" in texts["scores"]
+    by_class = metrics.image_metrics_by_class(
+        report.scores, report.is_abnormal, report.class_names, threshold=0.5
+    )
+    for name in ("dent", "scratch"):
+        assert name in texts["defects"]
+        assert f"{by_class[name].auroc:.3f}" in texts["defects"]
+    assert "0.765" in texts["defects"]
+    assert "0.654" in texts["defects"]
+    assert f"1 of {wrong[0]} shown, lowest score first" in texts["misses"]
+    assert f"1 of {wrong[1]} shown, highest score first" in texts["misses"]
+    misses = texts["misses"]
+    assert misses.index(HOSTILE) < misses.index("tray/7.png")
+    assert misses.index("missed") < misses.index("false alarm")
+    for expected in ("0.25", "≤ 0.5", "0.75", "> 0.5", "residual", "12.35", "normal: good"):
+        assert expected in misses
+    assert "tray/8.png" in texts["most"]
+    assert "found" in texts["most"]
+    assert "tray/9.png" in texts["least"]
+    for expected in ("loss", "gamma", "0.1", "seed", "17"):
+        assert expected in texts["settings"].split("\n")
+
+
+def test_user_text_is_shown_and_never_obeyed(tmp_path):
+    reader = _read(tmp_path, _report())
+    assert "script" not in reader.tags
+    assert not [name for _, name, _ in reader.attributes if name.startswith("on")]
+    for section in ("misses", "failures", "settings"):
+        assert HOSTILE in reader.texts[section]
+    assert "truncated <b>" in reader.texts["failures"]
+    assert f"Report of {HOSTILE}" in reader.texts[""]
+    assert f"input of {HOSTILE}" in reader.values("img", "alt")
+
+
+def test_a_file_name_that_is_no_text_can_be_written(tmp_path):
+    reader = _read(tmp_path, _report(false_negatives=[_image("bad\udcff.png", 0.1, True)]))
+    assert "bad\\udcff.png" in reader.texts["misses"]
+
+
+def test_the_file_needs_nothing_beside_it(tmp_path):
+    reader = _read(tmp_path, _report(title="plain", failures={}))
+    text = (tmp_path / "report.html").read_text()
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in reader.style
+    assert "@import" not in reader.style
+    assert set(reader.tags).isdisjoint({"script", "link", "iframe", "object", "base", "form"})
+    assert all(value.startswith("data:image/") for value in reader.values("img", "src"))
+    assert all(value.startswith("#") for value in reader.values("a", "href"))
+
+
+def _embedded(reader):
+    return {
+        alt: Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+        for alt, source in zip(
+            reader.values("img", "alt"), reader.values("img", "src"), strict=True
+        )
+    }
+
+
+def test_small_pictures_are_embedded_exactly(tmp_path):
+    found = _embedded(_read(tmp_path, _report()))
+    image = _image("tray/8.png", 1.5, True)
+    np.testing.assert_array_equal(
+        np.asarray(found["reconstruction of tray/8.png"])[..., :1], image.reconstruction
+    )
+    outlined = np.asarray(found["true mask of tray/8.png"])
+    np.testing.assert_array_equal(outlined[2:5, 3:9, :1], image.image[2:5, 3:9])
+    assert (outlined[1, 2:10] == (255, 64, 64)).all()
+    assert "true mask of tray/7.png" not in found
+
+
+def test_large_pictures_are_bounded_and_show_the_region_at_full_resolution(tmp_path):
+    large = [
+        _image("known", 1.5, True, side=800),
+        _image("found", 1.4, False, side=800, box=Box(790, 100, 10, 10)),
+    ]
+    found = _embedded(_read(tmp_path, _report(most_anomalous=large)))
+    assert max(max(image.size) for image in found.values()) == 360
+    assert (tmp_path / "report.html").stat().st_size < 1_500_000
+    for alt, top, left in (
+        ("detail at the mask of known", 0, 0),
+        ("detail at the largest region of found", 57, 704),
+    ):
+        expected = large[0].image[top : top + 96, left : left + 96]
+        np.testing.assert_array_equal(np.asarray(found[alt])[..., :1], expected)
+
+
+def test_the_marks_on_the_curves_are_the_rates_at_the_threshold(tmp_path):
+    report = _report()
+    reader, flagged = _read(tmp_path, report), report.scores > 0.5
+    true = flagged[report.is_abnormal].mean()
+    expected = [
+        (flagged[~report.is_abnormal].mean(), true),
+        (true, report.is_abnormal[flagged].mean()),
+    ]
+    circles = zip(reader.values("circle", "cx"), reader.values("circle", "cy"), strict=True)
+    for (x, y), rates in zip(circles, expected, strict=True):
+        # Corners of the drawing area: (52, 254) is (0, 0), (406, 12) is (1, 1).
+        found = (float(x) - 52) / 354, (254 - float(y)) / 242
+        assert found == pytest.approx(rates, abs=1e-3)
+
+
+def test_outliers_do_not_squeeze_the_histogram(tmp_path):
+    is_abnormal = np.arange(200) < 50
+    scores = np.linspace(0, 1, 200)
+    scores[0] = 1e6
+    changes = {"scores": scores, "is_abnormal": is_abnormal, "class_names": ()}
+    reader = _read(tmp_path, _report(**changes))
+    assert "last bar: and above" in reader.texts["curves"]
+    areas = [d for d in reader.values("path", "d") if d.count("L") > 20]
+    normal = np.array([point.split() for point in areas[0][1:].split(" L")], float)
+    assert np.ptp(normal[normal[:, 1] < 254][:, 0]) > 200
+
+
+def test_normal_images_alone_make_a_report_without_curves(tmp_path):
+    scores, is_abnormal = np.zeros(4), np.zeros(4, bool)
+    found = metrics.image_metrics(scores, is_abnormal, threshold=0.5)
+    report = Report(
+        title="Normal only",
+        score_name="score",
+        scores=scores,
+        is_abnormal=is_abnormal,
+        threshold=0.5,
+        summaries=[ScoreSummary("score", found)],
+        class_names=["good"] * 4,
+    )
+    texts = _read(tmp_path, report).texts
+    assert "Curves need normal and abnormal images" in texts["curves"]
+    assert "nan" not in "".join(texts.values())
+    assert "defects" not in texts
+
+
+def test_contradictions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not among the summaries"):
+        write_report(tmp_path / "report.html", _report(score_name="other"))
+    with pytest.raises(ValueError, match="3 scores for 60 labels"):
+        write_report(tmp_path / "report.html", _report(scores=np.zeros(3)))
+
+
+def test_the_worst_misses_come_first_and_no_image_twice():
+    scores = np.array([0.9, 0.1, 0.4, 0.8, 0.7, 0.2, 0.3])
+    is_abnormal = np.array([True, True, True, False, False, False, False])
+    found = select_images(scores, is_abnormal, threshold=0.5, misses=2, extremes=2)
+    assert [group.tolist() for group in found] == [[1, 2], [3, 4], [0, 6], [5]]
+    found = select_images(scores, is_abnormal, threshold=0.5, misses=1, extremes=0)
+    assert [group.tolist() for group in found] == [[1], [3], [], []]
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_complaint(tmp_path, width):
+    write_report(tmp_path / "report.html", _report())
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        f"--enable-logging=stderr --window-size={width},3000 --user-data-dir={tmp_path / 'profile'}"
+    )
+    shot = tmp_path / "shot.png"
+    done = subprocess.run(
+        [BROWSER, *flags.split(), f"--screenshot={shot}", (tmp_path / "report.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "CONSOLE" not in done.stderr
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    assert pixels.shape == (3000, width, 3)
+    # The margin stays free, so nothing is wider than the window.
+    assert len(np.unique(pixels[:, -8:].reshape(-1, 3), axis=0)) == 1
+    blue, red = np.array([0x2F, 0x6F, 0xB5]), np.array([0xC8, 0x37, 0x4D])
+    for colour in (blue, red):
+        assert (np.abs(pixels - colour).max(axis=-1) < 8).sum() > 100
