@@ -38,7 +38,7 @@ Picture = UInt8[np.ndarray, "height width channels"]
 _PREVIEW = 360  # longest side of an embedded picture
 _LOSSLESS = 128  # up to this size a picture is embedded as PNG, larger ones as JPEG
 _DETAIL = 96  # smallest side of the section around a region
-_BINS = 40
+_BINS = 40  # at most, in the histogram; fewer for few images
 _FAILURES = 100
 
 
@@ -173,7 +173,7 @@ def write_report(path: Path, report: Report) -> None:
     full resolution beside them.
 
     Raises:
-      ValueError: `score_name` is none of the summaries, or lengths differ.
+      ValueError: `score_name` is none of the summaries, lengths differ, or a score is not finite.
     """
     # A file name may hold bytes that are no text; they are shown escaped.
     path.write_text(_page(report), encoding="utf-8", errors="backslashreplace")
@@ -184,6 +184,8 @@ def _page(report: Report) -> str:
         raise ValueError(f"score_name {report.score_name!r} is not among the summaries")
     if len(report.scores) != len(report.is_abnormal):
         raise ValueError(f"{len(report.scores)} scores for {len(report.is_abnormal)} labels")
+    if not len(report.scores) or not np.isfinite(report.scores).all():
+        raise ValueError("expected at least one score, and all of them finite")
     sections = [
         ("summary", "Summary", _summary(report)),
         ("scores", "Scores", _scores_table(report)),
@@ -588,7 +590,8 @@ def _histogram(report: Report) -> str:
     cut = high - low > 2 * (usual - low) > 0
     high = usual + 0.05 * (usual - low) if cut else high
     high = high if high > low else low + 1.0
-    edges = np.linspace(low, high, _BINS + 1)
+    bins = int(np.clip(2 * np.sqrt(len(scores)), _BINS // 4, _BINS))
+    edges = np.linspace(low, high, bins + 1)
     shares = [
         np.histogram(np.clip(chosen, low, high), edges)[0] / max(len(chosen), 1)
         for chosen in (scores[~report.is_abnormal], scores[report.is_abnormal])
@@ -677,7 +680,8 @@ th, td { padding: 7px 10px; text-align: right; vertical-align: top;
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { font-size: 12.5px; font-weight: 600; color: var(--soft); white-space: nowrap; }
 th:first-child { text-align: left; }
-th[scope=row] { font-weight: 500; }
+th[scope=row] { font-weight: 500; min-width: 8em; overflow-wrap: anywhere; }
+#failures th, #failures td { text-align: left; overflow-wrap: anywhere; }
 tr.chosen { background: var(--tint); }
 tr.chosen > * { font-weight: 600; }
 tr.chosen .range { font-weight: 400; }
@@ -731,7 +735,7 @@ dd { margin: 0; font-variant-numeric: tabular-nums; }
 .settings > div { break-inside: avoid; margin-bottom: 18px; }
 .settings h3 { margin: 0 0 2px; }
 .settings th, .settings td { padding: 3px 0; overflow-wrap: anywhere; }
-.settings th { font-weight: 400; color: var(--soft); padding-right: 12px; white-space: nowrap; }
+.settings th { font-weight: 400; min-width: 0; color: var(--soft); padding-right: 12px; white-space: nowrap; }
 @media (max-width: 640px) {
   header, main { padding: 0 10px; }
   header { padding-top: 18px; }

@@ -282,6 +282,8 @@ def test_contradictions_are_refused(tmp_path):
         write_report(tmp_path / "report.html", _report(score_name="other"))
     with pytest.raises(ValueError, match="3 scores for 60 labels"):
         write_report(tmp_path / "report.html", _report(scores=np.zeros(3)))
+    with pytest.raises(ValueError, match="all of them finite"):
+        write_report(tmp_path / "report.html", _report(scores=np.full(60, np.nan)))
 
 
 def test_the_worst_misses_come_first_and_no_image_twice():
@@ -299,7 +301,15 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_without_complaint(tmp_path, width):
-    write_report(tmp_path / "report.html", _report())
+    long = "unbroken" * 40
+    report = _report(
+        title=long,
+        false_positives=[_image(long, 0.75, False)],
+        failures={long: long},
+        settings={"data": {"root": long}},
+        class_names=[long] * 60,
+    )
+    write_report(tmp_path / "report.html", report)
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
         "--disable-background-networking --disable-component-update --disable-sync "
