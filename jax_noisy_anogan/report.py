@@ -735,7 +735,8 @@ dd { margin: 0; font-variant-numeric: tabular-nums; }
 .settings > div { break-inside: avoid; margin-bottom: 18px; }
 .settings h3 { margin: 0 0 2px; }
 .settings th, .settings td { padding: 3px 0; overflow-wrap: anywhere; }
-.settings th { font-weight: 400; min-width: 0; color: var(--soft); padding-right: 12px; white-space: nowrap; }
+.settings th { font-weight: 400; min-width: 0; color: var(--soft); padding-right: 12px;
+  white-space: nowrap; }
 @media (max-width: 640px) {
   header, main { padding: 0 10px; }
   header { padding-top: 18px; }
