@@ -29,7 +29,8 @@ def describe(config: Config, sheet: Path | None = None) -> None:
     console.print(summary.properties(dataset))
     console.print(summary.split_counts(dataset, split))
     if dataset.left_out:
-        console.print(f"{len(dataset.left_out):,} files left out, see {dataset.write_report()}")
+        report = dataset.write_report()
+        console.print(f"left out: {len(dataset.left_out):,}, listed in {report}", soft_wrap=True)
     path = sheet or dataset.path / "contact_sheet.png"
     summary.contact_sheet(dataset, path)
     console.print(f"contact sheet: {path}", soft_wrap=True)

@@ -21,7 +21,7 @@ def prepare(config: Config) -> None:
     if dataset.left_out:
         for item in dataset.left_out[:_SHOWN]:
             print(f"left out {item.file}: {item.reason}")
-        print(f"{len(dataset.left_out):,} files left out, listed in {report}")
+        print(f"left out in all: {len(dataset.left_out):,}, listed in {report}")
 
 
 def main(arguments: list[str]) -> None:

@@ -91,6 +91,45 @@ def test_published_cell_labels_decide_what_is_abnormal(tmp_path):
     np.testing.assert_array_equal(masks["test_mnist_matrix/image_1.jpg"], expected)
 
 
+def test_cells_and_masks_of_published_images_reach_the_dataset(tmp_path):
+    cells = np.random.default_rng(0).integers(0, 10, (3, 11, 11)).astype(np.uint8)
+    cells[2][cells[2] == 3] = 4
+    dataset = load_dataset(_published(tmp_path, cells), resolution=256, progress=False)
+    # Linear interpolation between the centres of 224 pixels at the centres of 256.
+    at = np.clip((np.arange(256) + 0.5) * 224 / 256 - 0.5, 0, 223)
+    weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(224)))
+    for number in range(3):
+        row = dataset.ids.index(f"test_mnist_matrix/image_{number}.jpg")
+        np.testing.assert_array_equal(dataset.cells[row], cells[number])
+        pixels = np.pad(np.kron(cells[number] == 3, np.ones((20, 20), bool)), (0, 4))
+        covered = weights @ pixels @ weights.T
+        clear = np.abs(covered - 0.5) > 0.01
+        np.testing.assert_array_equal(dataset.masks([row], 256)[0][clear], (covered >= 0.5)[clear])
+        assert clear.mean() > 0.95
+        assert dataset.has_mask[row]
+    trained = [i for i, mark in enumerate(dataset.marks) if mark == "train"]
+    assert (dataset.cells[trained] == -1).all()
+    assert not dataset.masks(trained, 256).any()
+
+
+@pytest.mark.parametrize("fault", ["name", "size", "text"])
+def test_a_bad_published_image_is_named_or_listed(tmp_path, fault):
+    config = _published(tmp_path, np.zeros((3, 11, 11), np.uint8))
+    bad = tmp_path / "test_mnist_matrix" / ("first.jpg" if fault == "name" else "image_0.jpg")
+    if fault == "text":
+        bad.write_text("text")
+    else:
+        Image.new("L", (30, 30) if fault == "size" else (224, 224)).save(bad)
+    reason = {"name": "image_12.jpg", "size": "224 x 224", "text": "not an image"}[fault]
+    with pytest.raises(DataError, match=reason) as caught:
+        load_dataset(config, resolution=16, progress=False)
+    assert str(bad) in str(caught.value)
+    config.on_bad_image = "skip"
+    dataset = load_dataset(config, resolution=16, progress=False)
+    assert [item.reason for item in dataset.left_out if item.file == str(bad)]
+    assert len(dataset) == 6 + (fault == "name") * 1
+
+
 def test_published_images_without_cell_labels_are_abnormal_with_unknown_masks(tmp_path):
     dataset = load_dataset(_published(tmp_path), resolution=16, progress=False)
     assert [dataset.labels[i] for i, m in enumerate(dataset.marks) if m == "test"] == [1, 1, 1]

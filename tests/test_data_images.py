@@ -1,8 +1,15 @@
 """Image files of every kind, good and bad, from folders to records."""
 
 import io
+import os
 import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +120,8 @@ BAD = {
     "bomb": (_bomb(), "max_image_pixels"),
     "frames": (_gif(), "3 frames"),
     "float": (_float(), "floating-point"),
+    # Pillow hands PostScript to a program of its own.
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
 }
 
 
@@ -125,6 +134,66 @@ def test_a_bad_file_is_one_line_with_its_name_and_reason(tmp_path, kind):
         _decode(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("folder", ["normal", "abnormal", "masks"])
+def test_a_bad_file_in_a_folder_ends_the_preparation_or_is_listed(tmp_path, kind, folder):
+    data, reason = BAD[kind]
+    root = _plain(tmp_path / "data")
+    bad = root / folder / "2.png"
+    bad.write_bytes(data)
+    with pytest.raises(DataError, match=reason) as caught:
+        _load(root, tmp_path)
+    assert str(caught.value).count(str(bad)) == 1
+    assert "\n" not in str(caught.value)
+    dataset = _load(root, tmp_path, on_bad_image="skip")
+    (item,) = dataset.left_out
+    assert item.file == str(bad)
+    assert reason in item.reason
+    assert len(dataset) == 27
+
+
+def test_sixteen_bit_palette_cmyk_alpha_and_rotated_files_are_prepared(tmp_path):
+    root = _plain(tmp_path / "data")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {
+        "sixteen.png": (Image.fromarray(_noise().astype(np.uint16) * 257), {}),
+        "palette.png": (Image.fromarray(_noise(seed=1)).convert("P"), {}),
+        "cmyk.jpg": (Image.fromarray(_noise(seed=2, channels=3)).convert("CMYK"), {}),
+        "alpha.png": (Image.fromarray(_noise(seed=3, channels=4)), {}),
+        "rotated.jpg": (Image.fromarray(_noise(20, 10, seed=4)), {"exif": exif}),
+    }
+    for name, (image, settings) in files.items():
+        image.save(root / "normal" / name, **settings)
+    dataset = _load(root, tmp_path)
+    row = {id_: number for number, id_ in enumerate(dataset.ids)}
+    modes = {name: dataset.modes[row[f"normal/{name}"]] for name in files}
+    assert modes == {
+        "sixteen.png": "I;16",
+        "palette.png": "P",
+        "cmyk.jpg": "CMYK",
+        "alpha.png": "RGBA",
+        "rotated.jpg": "L",
+    }
+    assert dataset.sizes[row["normal/rotated.jpg"]].tolist() == [20, 10]
+    assert dataset.left_out == ()
+
+
+def test_a_mask_drawn_on_the_upright_picture_fits_a_rotated_file(tmp_path):
+    root = _plain(tmp_path / "data")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (root / "abnormal/2.png").unlink()
+    _save(root / "abnormal/2.jpg", _noise(32, 16, 5), exif=exif)
+    mask = np.zeros((16, 32), np.uint8)
+    mask[:, :16] = 255
+    _save(root / "masks/2.png", mask)
+    dataset = _load(root, tmp_path)
+    stored = dataset.masks([dataset.ids.index("abnormal/2.jpg")], 16)[0]
+    assert stored[:, :8].all()
+    assert not stored[:, 8:].any()
 
 
 def test_grey_mask_values_split_at_half(tmp_path):
@@ -236,6 +305,33 @@ def _folder_faults():
     def defect_in_train(root):
         _save(root / "train/hole/000.png", _noise(20, 30, 997))
 
+    def class_number_mask(root):
+        _save(root / "ground_truth/hole/001_mask.png", np.full((20, 30), 3, np.uint8))
+
+    def second_mask(root):
+        _save(root / "ground_truth/hole/001.png", np.zeros((20, 30), np.uint8))
+
+    def masks_of_nothing(root):
+        _save(root / "ground_truth/dent/000_mask.png", np.zeros((20, 30), np.uint8))
+
+    def defect_in_normal(root):
+        _save(root / "ground_truth/good/001_mask.png", np.full((20, 30), 255, np.uint8))
+        for number in (0, 2, 3):
+            _save(root / f"ground_truth/good/{number:03d}_mask.png", np.zeros((20, 30), np.uint8))
+
+    def stray_image(root):
+        _save(root / "test/905.png", _noise(20, 30, 996))
+
+    def line_break_in_name(root):
+        _save(root / "test/good/90\n6.png", _noise(20, 30, 995))
+
+    def name_not_utf8(root):
+        _save(root / "test/good/906.png", _noise(20, 30, 994))
+        (root / "test/good/906.png").rename(root / "test/good" / os.fsdecode(b"90\xff.png"))
+
+    def same_content_in_other_class(root):
+        _save(root / "test/hole/904.png", _noise(20, 30, 101))
+
     return [
         (wrong_size, "mask is 10 x 10", "001_mask.png"),
         (orphan_mask, "without an image", "777_mask.png"),
@@ -246,6 +342,14 @@ def _folder_faults():
         (broken_link, "cannot be read", "902.png"),
         (folder_in_class, "a folder", "more"),
         (defect_in_train, "only hold", "hole"),
+        (class_number_mask, "must be white", "001_mask.png"),
+        (second_mask, "a second mask", "001_mask.png"),
+        (masks_of_nothing, "test does not hold", "dent"),
+        (defect_in_normal, "marks a defect", "001_mask.png"),
+        (stray_image, "outside the folders", "905.png"),
+        (line_break_in_name, "rename it", r"90\n6.png"),
+        (name_not_utf8, "rename it", r"90\udcff.png"),
+        (same_content_in_other_class, "same content", "904.png"),
     ]
 
 
@@ -258,8 +362,13 @@ def test_a_folder_fault_is_raised_or_listed_with_its_file(tmp_path, fault, reaso
     with pytest.raises(DataError, match=reason) as caught:
         _load(root, tmp_path)
     assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
     dataset = _load(root, tmp_path, on_bad_image="skip")
-    assert any(name in item.file and reason in item.reason for item in dataset.left_out)
+    listed = [item for item in dataset.left_out if name in item.file and reason in item.reason]
+    assert len(listed) == 1
+    lines = dataset.write_report().read_text().splitlines()
+    assert f"{listed[0].file}: {listed[0].reason}" in lines
+    assert len(lines) == len(dataset.left_out)
 
 
 def test_equal_images_of_one_class_and_part_count_once(tmp_path):
@@ -279,6 +388,19 @@ def test_other_endings_are_listed_but_end_nothing(tmp_path):
     assert "not an image ending" in dataset.left_out[0].reason
 
 
+def test_notes_and_unknown_folders_are_listed_but_end_nothing(tmp_path):
+    root = _mvtec(tmp_path / "data")
+    (root / "license.txt").write_text("free")
+    (root / "drafts").mkdir()
+    dataset = _load(root, tmp_path)
+    assert {item.file: item.reason for item in dataset.left_out} == {
+        str(root / "license.txt"): "a file where folders are expected",
+        str(root / "drafts"): "not a folder of this layout",
+    }
+    (root / "notes.txt").write_text("written after the preparation")
+    assert len(_load(root, tmp_path).left_out) == 3
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -296,15 +418,24 @@ def test_an_unusable_root_is_named(tmp_path, make, message):
     assert str(root) in str(caught.value)
 
 
-def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", [".", "test/hole", "ground_truth/hole"])
+def test_an_unreadable_folder_is_named_or_listed(tmp_path, monkeypatch, folder):
     root = _mvtec(tmp_path / "data")
+    listed = Path.iterdir
 
     def refuse(self):
-        raise PermissionError(13, "Permission denied", str(self))
+        if self == root / folder:
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
 
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
-    with pytest.raises(DataError, match="cannot be listed: Permission denied"):
+    with pytest.raises(DataError, match="cannot be listed: Permission denied") as caught:
         _load(root, tmp_path)
+    assert str(root / folder) in str(caught.value)
+    if folder != ".":
+        dataset = _load(root, tmp_path, on_bad_image="skip")
+        reasons = {item.file: item.reason for item in dataset.left_out}
+        assert reasons[str(root / folder)] == "cannot be listed: Permission denied"
 
 
 def test_mixed_sizes_and_modes_become_one_shape(tmp_path):
@@ -352,6 +483,62 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypat
     for index, id_ in enumerate(dataset.ids):
         if id_ in expected:
             np.testing.assert_array_equal(dataset.images([index], 16)[0, ..., 0], expected[id_])
+
+
+KILLED = """
+    import sys, time
+    from jax_noisy_anogan.config import DataConfig
+    from jax_noisy_anogan.data import builders, image_folder, load_dataset, records
+
+    root, cache, slow = sys.argv[1:]
+    records.PART_BYTES = 16 * 16 * 5
+    decode = image_folder.decode_image
+    write = builders.ImageFolder._generate_examples
+
+    def slow_decoding(path, **settings):
+        time.sleep(0.05)
+        return decode(path, **settings)
+
+    def slow_writing(self, encoded, resolution):
+        time.sleep(0.2)
+        yield from write(self, encoded, resolution)
+
+    if slow == "decoding":
+        image_folder.decode_image = slow_decoding
+    if slow == "writing":
+        builders.ImageFolder._generate_examples = slow_writing
+    config = DataConfig(name="image_folder", root=root, cache_dir=cache)
+    load_dataset(config, resolution=16, progress=False)
+"""
+
+
+@pytest.mark.parametrize("during", ["decoding", "writing"])
+def test_a_killed_preparation_goes_on_and_ends_like_an_undisturbed_one(tmp_path, during):
+    root, cache = _plain(tmp_path / "data"), tmp_path / "cache"
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(root), str(cache)]
+    process = subprocess.Popen([*command, during])
+    awaited = "part_00001.json" if during == "decoding" else "*/part_00002/incomplete.*"
+    deadline = time.monotonic() + 60
+    while not list(cache.glob(f"*/{awaited}")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    (folder,) = cache.iterdir()
+    assert not (folder / "dataset.json").exists()
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("part_*.json")}
+    assert len(finished) >= 2
+
+    subprocess.run([*command, ""], check=True, timeout=60)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert not list(folder.rglob("*incomplete*"))
+    resumed = _load(root, tmp_path)
+    whole = _load(root, tmp_path / "other")
+    assert resumed.ids == whole.ids
+    everything = range(len(whole))
+    np.testing.assert_array_equal(resumed.images(everything, 16), whole.images(everything, 16))
+    np.testing.assert_array_equal(resumed.masks(everything, 4), whole.masks(everything, 4))
 
 
 def test_changed_files_are_prepared_again(tmp_path):

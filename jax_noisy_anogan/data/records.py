@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from jax_noisy_anogan.data import builders
 
 FORMAT = 2
-PART_BYTES = 256 * 2**20
+PART_BYTES = 64 * 2**20
 _HEADER = "dataset.json"
 
 
@@ -271,6 +272,9 @@ def _exclusive(folder: Path) -> Iterator[None]:
 def _write(
     config: DataConfig, source: Source, folder: Path, resolution: int, progress: bool
 ) -> None:
+    # TFDS writes into such a folder and renames it; a killed process leaves it behind.
+    for stale in folder.rglob("incomplete.*"):
+        shutil.rmtree(stale)
     per_part = max(1, PART_BYTES // (resolution * resolution * config.channels))
     starts = range(0, len(source.examples), per_part)
     parts: list[dict[str, Any]] = []
