@@ -1,10 +1,10 @@
 """Checkpoints on disk; the only module that knows orbax.
 
-Layout: `workdir/checkpoints/<step>/{state,data,meta}`. `state` holds the arrays, `data` the position
+Layout: `workdir/checkpoints/<step>/{state,data,meta}`: `state` holds the arrays, `data` the place
 of the input streams, `meta` where the schedule stands and a checksum of the arrays. Saves are
-asynchronous and appear under their final name only when complete, so a kill during a save leaves the
-previous checkpoint in place. A checkpoint that cannot be read, or whose checksum is wrong, is moved
-to `workdir/damaged_checkpoints` and the one before it is used.
+asynchronous and appear under their final name only when complete, so a kill during a save leaves
+the previous checkpoint in place. A checkpoint that cannot be read, or whose checksum is wrong, is
+moved to `workdir/damaged_checkpoints` and the one before it is used.
 """
 
 from __future__ import annotations

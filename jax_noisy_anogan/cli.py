@@ -6,15 +6,29 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jax_noisy_anogan.calibration import CalibrationError
 from jax_noisy_anogan.checkpoint import CheckpointError
 from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.data import DataError
+from jax_noisy_anogan.trainer import TrainingStoppedError
+from jax_noisy_anogan.workdir import WorkdirError
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, FloatingPointError, OSError)
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    CalibrationError,
+    WorkdirError,
+    FloatingPointError,
+    OSError,
+)
+# EX_TEMPFAIL of sysexits.h: run the same command again to go on.
+STOPPED = 75
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -35,11 +49,41 @@ def define_workdir(text: str) -> flags.FlagHolder[str]:
     return flags.DEFINE_string("workdir", None, text, required=True)
 
 
+def define_changes() -> flags.FlagHolder[list[str]]:
+    """Define `--set section.field=value`, for commands that take the config from the run."""
+    return flags.DEFINE_multi_string(
+        "set", [], "Change a setting of the run, as in --set search.steps=500; may be repeated"
+    )
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print the image metrics of `metrics.json` as a table, and pixel metrics where there are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not results:
+        return
+    table = Table("score", "AUROC", "average precision", "best F1", "F1 at threshold", "threshold")
+    for name, values in results.items():
+        if isinstance(values, dict) and "f1_at_threshold" in values:
+            table.add_row(name, *(f"{value:.4f}" for value in values.values()))
+    console = Console()
+    console.print(table)
+    if "pixel" in results:
+        pixel = results["pixel"]
+        console.print(f"pixels: AUROC {pixel['auroc']:.4f}, AUPRO {pixel['aupro']:.4f}")
+    about = results["about"]
+    console.print(
+        f"{about['images']:,} held-out images, {about['abnormal']:,} of them abnormal; "
+        f"{about['search_steps']} search steps in {about['search_seconds']} s on {about['device']}"
+    )
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Parse the flags and run `main(positional arguments)`.
 
     A wrong flag, setting, file or checkpoint ends with one line on standard error and exit code 2,
-    an interrupt with exit code 130.
+        an interrupt with exit code 130, training that was stopped by a signal with exit code 75.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.WARNING)
@@ -106,6 +150,9 @@ def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
         if os.environ.get("JAX_NOISY_ANOGAN_TRACEBACK"):
             raise
         _fail(" ".join(str(error).split()))
+    except TrainingStoppedError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

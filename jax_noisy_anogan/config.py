@@ -7,11 +7,13 @@ package then receive their own section only.
 
 # No `from __future__ import annotations`: ml_collections reads the fields' types to parse
 # `--config.section.field=value`, and refuses them as text.
+import ast
 import dataclasses
 import json
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,7 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """Adam on both networks, and the averaged copy of G that is used for everything but training."""
+    """Adam on both networks, and the half-life of the averaged copies that scores are made with."""
 
     learning_rate: float = 0.001
     b1: float = 0.0
@@ -540,6 +542,25 @@ def variant(config: Config, name: str) -> Config:
         config.search = replace(config.search, steps=10, batch_size=20)
         config.train = replace(config.train, checkpoint_every_images=640, sample_images=16)
     return config
+
+
+def changed(config: Config, changes: Sequence[str]) -> Config:
+    """A validated copy of `config` with `section.field=value` settings replaced.
+
+    Raises:
+      ConfigError: not of that form, an unknown field, or a wrong value.
+    """
+    values = dataclasses.asdict(config)
+    for change in changes:
+        name, equals, text = change.removeprefix("config.").partition("=")
+        section, _, item = name.partition(".")
+        if not equals or item not in values.get(section, {}):
+            raise ConfigError(f"--set {change}: expected section.field=value, as search.steps=500")
+        try:
+            values[section][item] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[section][item] = text
+    return from_json(json.dumps(values))
 
 
 def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:

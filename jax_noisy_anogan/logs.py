@@ -116,7 +116,11 @@ class ProgressLine:
         line = f"{rate:,.0f} {self._unit}/s {text}".rstrip()
         self._bar.update(self._task, completed=done, text=line)
         finished = done >= self._total
-        if self._show and not self._live and (finished or now - self._said > PLAIN_INTERVAL_SECONDS):
+        if (
+            self._show
+            and not self._live
+            and (finished or now - self._said > PLAIN_INTERVAL_SECONDS)
+        ):
             self._said = now
             left = (self._total - done) / rate if rate > 0 else np.inf
             print(

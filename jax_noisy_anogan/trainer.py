@@ -169,9 +169,7 @@ class _Run:
             return Progress(
                 Position(0, 0, 0, rollbacks), parallel.replicate(fresh, self.mesh), None
             )
-        position = restored.position._replace(
-            rollbacks=max(rollbacks, restored.position.rollbacks)
-        )
+        position = restored.position._replace(rollbacks=max(rollbacks, restored.position.rollbacks))
         return Progress(position, restored.state, restored.data)
 
     def _roll_back(self, failed: Progress, error: FloatingPointError) -> Progress:

@@ -1,0 +1,435 @@
+"""The held-out images of a run: searched, calibrated, measured, drawn.
+
+The search is the long part. Its latents are kept in shards, so that it goes on where it was stopped
+and everything behind it can be made again in seconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jax_noisy_anogan import calibration as calibration_lib
+from jax_noisy_anogan import pictures
+from jax_noisy_anogan.calibration import CALIBRATED, Calibration
+from jax_noisy_anogan.checkpoint import checksum
+from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.data import Dataset, Split
+from jax_noisy_anogan.data.source import digest
+from jax_noisy_anogan.localization import (
+    MapCalibration,
+    calibrated_map,
+    fit_map_calibration,
+)
+from jax_noisy_anogan.logs import ProgressLine
+from jax_noisy_anogan.metrics import (
+    PixelMetrics,
+    decide,
+    image_intervals,
+    image_metrics,
+)
+from jax_noisy_anogan.report import (
+    Report,
+    ReportImage,
+    ScoreSummary,
+    select_images,
+    write_report,
+)
+from jax_noisy_anogan.scoring import TERMS, ImageResult, Model, Scorer
+from jax_noisy_anogan.workdir import write_text
+
+PARTS = ("validation_normal", "validation_known_abnormal", "test")
+LOCAL = "local"
+_FIGURE_5_IMAGES = 100
+_SHARD_BATCHES = 2
+
+
+class Scored(NamedTuple):
+    """Results of one part, image by image.
+
+    Attributes:
+      indices: into the data set.
+      terms: every raw term, `local` (the highest value of the calibrated map) included.
+    """
+
+    indices: Int[np.ndarray, " n"]
+    terms: dict[str, Float[np.ndarray, " n"]]
+
+
+def evaluate(
+    config: Config,
+    workdir: Path,
+    dataset: Dataset,
+    split: Split,
+    model: Model,
+    *,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score validation and test images and write all results into `workdir`.
+
+    Writes `calibration.json`, `map_calibration.npz`, `metrics.json`, `scores.csv`,
+    `reconstructions.png` (Fig. 4) and `pixel_difference.png` (Fig. 5).
+
+    Returns:
+      What `metrics.json` holds.
+    """
+    start = time.monotonic()
+    scorer = Scorer(model, config)
+    held_out = _HeldOut(config, workdir, dataset, split, scorer)
+    held_out.search(progress=progress)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("latents of all processes are written")
+        if jax.process_index() != 0:
+            return {}
+    seconds = time.monotonic() - start
+
+    maps = held_out.fit_maps()
+    scored = {part: held_out.measure(part, maps) for part in PARTS}
+    calibration = calibration_lib.fit(
+        scored["validation_normal"].terms,
+        scored["validation_known_abnormal"].terms,
+        rule=config.score.threshold_rule,
+        false_positive_rate=config.score.false_positive_rate,
+    )
+    calibration.save(workdir / "calibration.json")
+    save_maps(workdir / "map_calibration.npz", maps)
+
+    test = scored["test"]
+    results: dict[str, Any] = score_metrics(calibration, test, split.is_abnormal[test.indices])
+    pixel = held_out.pixel_metrics(maps) if dataset.has_masks else None
+    if pixel is not None:
+        results["pixel"] = pixel.result()._asdict()
+        results["pixel_by_class"] = {k: v._asdict() for k, v in pixel.by_class().items()}
+    results["about"] = {
+        "images": len(test.indices),
+        "abnormal": int(split.is_abnormal[test.indices].sum()),
+        "validation_images": calibration.normals + calibration.abnormals,
+        "search_steps": config.search.steps,
+        "search_seconds": round(seconds, 1),
+        "device": jax.devices()[0].device_kind,
+    }
+    write_text(workdir / "metrics.json", to_json(results))
+    write_scores(workdir / "scores.csv", dataset, split, calibration, scored)
+    held_out.draw_figures()
+    held_out.write_report(calibration, test, maps, pixel)
+    return results
+
+
+def score_metrics(
+    calibration: Calibration, scored: Scored, is_abnormal: Bool[np.ndarray, " n"]
+) -> dict[str, dict[str, float]]:
+    """`ImageMetrics` of every term and of the calibrated score, at the stored thresholds."""
+    scores = {**scored.terms, CALIBRATED: calibration.calibrated(scored.terms)}
+    order = ("score", CALIBRATED, *(name for name in scored.terms if name != "score"))
+    return {
+        name: image_metrics(
+            scores[name], is_abnormal, threshold=calibration.thresholds[name].chosen
+        )._asdict()
+        for name in order
+    }
+
+
+class _HeldOut:
+    """Images, latents and results of the parts that no network was trained on."""
+
+    def __init__(
+        self, config: Config, workdir: Path, dataset: Dataset, split: Split, scorer: Scorer
+    ):
+        self.config, self.workdir, self.dataset, self.split = config, workdir, dataset, split
+        self.scorer = scorer
+        self.resolution = dataset.resolution
+        self.source = dataset.source(self.resolution)
+        side = self.resolution
+        tiles = len(scorer.positions(side, side))
+        self.shard_images = max(1, _SHARD_BATCHES * scorer.batch_size // tiles)
+        stamp = digest(
+            dataclasses.asdict(config.search) | {"batch_size": 0},
+            config.score.tile_overlap,
+            {name: split.part(name).tolist() for name in PARTS},
+            checksum(scorer.model.params),
+        )
+        self.folder = workdir / "evaluation" / f"latents-{stamp}"
+
+    def search(self, *, progress: bool) -> None:
+        """Fill in all latents that are missing; a process takes every so many-th shard."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shards = self._shards()[jax.process_index() :: jax.process_count()]
+        missing = [shard for shard in shards if not shard.path.exists()]
+        total = sum(len(shard.indices) for shard in shards)
+        done = total - sum(len(shard.indices) for shard in missing)
+        with ProgressLine("search", total=total, done=done, unit="images", show=progress) as line:
+            # All shards in one stream, so that batches are full across their borders.
+            found = self.scorer.search(
+                self.source[int(index)] for shard in missing for index in shard.indices
+            )
+            for shard in missing:
+                latents = []
+                for _ in shard.indices:
+                    latents.append(next(found))
+                    done += 1
+                    line.update(done)
+                _save_npz(shard.path, latents=np.stack(latents))
+
+    def results(self, indices: Int[np.ndarray, " n"]) -> Iterator[ImageResult]:
+        """Measured results of held-out images, in the order asked for."""
+        latents = self._latents()
+        return self.scorer.measure(
+            (self.source[int(index)], latents[int(index)]) for index in indices
+        )
+
+    def fit_maps(self) -> MapCalibration:
+        """Statistics of the difference maps of normal validation images."""
+        differences = (r.difference for r in self.results(self.split.validation_normal))
+        return fit_map_calibration(
+            differences,
+            sigma=self.config.score.map_sigma,
+            per_pixel=self.dataset.tiles_per_side == 1,
+        )
+
+    def measure(self, part: str, maps: MapCalibration) -> Scored:
+        """Every raw term of one part."""
+        indices = self.split.part(part)
+        columns: dict[str, list[float]] = {}
+        for result in self.results(indices):
+            for name, value in result.terms.items():
+                columns.setdefault(name, []).append(value)
+            columns.setdefault(LOCAL, []).append(float(self._map(result, maps).max()))
+        if not columns:
+            return Scored(indices, {name: np.zeros(0) for name in (*TERMS, LOCAL)})
+        return Scored(indices, {name: np.array(values) for name, values in columns.items()})
+
+    def pixel_metrics(self, maps: MapCalibration) -> PixelMetrics:
+        """Over the test images whose masks are known."""
+        split, dataset = self.split, self.dataset
+        known = split.test[dataset.has_mask[split.test] | ~split.is_abnormal[split.test]]
+        metrics = PixelMetrics()
+        for index, result in zip(known, self.results(known), strict=True):
+            masks = dataset.masks([int(index)], self.resolution)
+            assert masks is not None
+            abnormal = split.is_abnormal[index]
+            name = dataset.class_names[dataset.labels[index]] if abnormal else ""
+            metrics.update(self._map(result, maps), masks[0], name)
+        return metrics
+
+    def write_report(
+        self,
+        calibration: Calibration,
+        test: Scored,
+        maps: MapCalibration,
+        pixel: PixelMetrics | None,
+    ) -> None:
+        """Write `report.html`, with the images that are worth looking at."""
+        dataset, config = self.dataset, self.config
+        scores = calibration.calibrated(test.terms)
+        threshold = calibration.thresholds[CALIBRATED].chosen
+        is_abnormal = self.split.is_abnormal[test.indices]
+        chosen = select_images(scores, is_abnormal, threshold=threshold)
+        positions = np.unique(np.concatenate(chosen).astype(np.int64))
+        # One heat scale for all pictures, from what is usual to the highest of validation normals.
+        high = max(self._usual_height(maps), 1.0)
+        cards = {}
+        for k, result in zip(positions, self.results(test.indices[positions]), strict=True):
+            index = int(test.indices[k])
+            image = self.source[index]
+            masks = dataset.masks([index], self.resolution) if dataset.has_mask[index] else None
+            cards[int(k)] = ReportImage(
+                path=dataset.ids[index],
+                score=float(scores[k]),
+                is_abnormal=bool(is_abnormal[k]),
+                is_flagged=bool(decide(scores[k], threshold)),
+                image=image,
+                class_name=dataset.class_names[dataset.labels[index]],
+                terms={name: float(values[k]) for name, values in test.terms.items()},
+                reconstruction=result.drawn,
+                heatmap=pictures.overlay(image, self._map(result, maps), low=0.0, high=2 * high),
+                mask=None if masks is None else masks[0],
+            )
+        names = [dataset.class_names[label] for label in dataset.labels[test.indices]]
+        values = {CALIBRATED: scores, **test.terms}
+        report = Report(
+            title=f"{dataset.name}: evaluation",
+            subtitle=self.split.protocol,
+            score_name=CALIBRATED,
+            scores=scores,
+            is_abnormal=is_abnormal,
+            threshold=threshold,
+            summaries=[
+                ScoreSummary(
+                    name,
+                    image_metrics(value, is_abnormal, threshold=limit),
+                    image_intervals(value, is_abnormal, threshold=limit, seed=0),
+                )
+                for name, value in values.items()
+                for limit in (calibration.thresholds[name].chosen,)
+            ],
+            class_names=names,
+            settings=dataclasses.asdict(config),
+            pixel=None if pixel is None else pixel.result(),
+            pixel_intervals=None if pixel is None else pixel.intervals(seed=0, resamples=200),
+            pixel_by_class={} if pixel is None else pixel.by_class(),
+            false_negatives=[cards[int(k)] for k in chosen.false_negatives],
+            false_positives=[cards[int(k)] for k in chosen.false_positives],
+            most_anomalous=[cards[int(k)] for k in chosen.most_anomalous],
+            least_anomalous=[cards[int(k)] for k in chosen.least_anomalous],
+            heat_range=(0.0, 2 * high),
+            failures={item.file: item.reason for item in dataset.left_out},
+        )
+        write_report(self.workdir / "report.html", report)
+
+    def _map(self, result: ImageResult, maps: MapCalibration) -> Float[np.ndarray, "h w"]:
+        sigma = self.config.score.map_sigma
+        return np.asarray(calibrated_map(result.difference, maps, sigma=sigma))
+
+    def _usual_height(self, maps: MapCalibration) -> float:
+        heights = [self._map(r, maps).max() for r in self.results(self.split.validation_normal)]
+        return float(np.median(heights))
+
+    def draw_figures(self) -> None:
+        """Fig. 4 and Fig. 5 of the paper, with test images."""
+        test, count = self.split.test, self.config.score.figure_images
+        is_abnormal = self.split.is_abnormal[test]
+        rows, labels, histogram = [], [], []
+        for kind, wanted in (("normal", ~is_abnormal), ("abnormal", is_abnormal)):
+            indices = _spread(test[wanted], self.dataset.labels, _FIGURE_5_IMAGES)
+            results = list(self.results(indices))
+            histogram.append(np.array([r.difference for r in results]))
+            # Classes in turn, so that a few images show many of them.
+            shown = _spread(np.arange(len(indices)), self.dataset.labels[indices], count)
+            if not len(shown):
+                continue
+            inputs = np.stack([self.source[int(indices[k])] for k in shown])
+            drawn = np.stack([results[k].drawn for k in shown])
+            difference = np.stack([results[k].difference for k in shown])
+            rows += [inputs, drawn, pictures.difference_image(difference, high=2.0)]
+            labels += [f"{kind}: input", "G(z)", "difference"]
+        pictures.save_png(
+            self.workdir / "reconstructions.png", pictures.rows_of_images(rows, labels)
+        )
+        figure = pictures.difference_histogram_figure(*histogram)
+        figure.savefig(self.workdir / "pixel_difference.png", dpi=120)
+
+    def _shards(self) -> list[_Shard]:
+        return [
+            _Shard(self.folder / f"{part}-{start:07d}.npz", indices[start : start + step])
+            for part in PARTS
+            for indices in (self.split.part(part),)
+            for step in (self.shard_images,)
+            for start in range(0, len(indices), step)
+        ]
+
+    def _latents(self) -> dict[int, Float[np.ndarray, "tiles latent"]]:
+        found: dict[int, np.ndarray] = {}
+        for shard in self._shards():
+            with np.load(shard.path, allow_pickle=False) as values:
+                found.update(zip(shard.indices.tolist(), values["latents"], strict=True))
+        return found
+
+
+class _Shard(NamedTuple):
+    path: Path
+    indices: Int[np.ndarray, " n"]
+
+
+def save_maps(path: Path, maps: MapCalibration) -> None:
+    """Write the statistics of normal difference maps."""
+    _save_npz(path, mean=np.asarray(maps.mean), std=np.asarray(maps.std))
+
+
+def load_maps(path: Path) -> MapCalibration:
+    """Read what `save_maps` wrote.
+
+    Raises:
+      CalibrationError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as values:
+            return MapCalibration(values["mean"], values["std"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise calibration_lib.CalibrationError(
+            f"{path} cannot be read ({error}): run `python -m jax_noisy_anogan.evaluate --workdir "
+            f"{path.parent}` first"
+        ) from error
+
+
+def to_json(values: Any) -> str:
+    """Indented JSON; a figure that does not exist (nan) becomes null."""
+    return json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n"
+
+
+def write_scores(
+    path: Path,
+    dataset: Dataset,
+    split: Split,
+    calibration: Calibration,
+    scored: dict[str, Scored],
+) -> None:
+    """One row per held-out image: id, class, part, truth, all terms, calibrated score, decision."""
+    text = io.StringIO()
+    terms = list(scored["test"].terms)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["id", "class", "part", "is_abnormal", *terms, CALIBRATED, "probability", "decision"]
+    )
+    for part, found in scored.items():
+        columns = [
+            calibration.calibrated(found.terms),
+            calibration.probability(found.terms),
+            calibration.is_abnormal(found.terms),
+        ]
+        for k, index in enumerate(found.indices):
+            calibrated, probability, decision = (column[k] for column in columns)
+            writer.writerow(
+                [
+                    dataset.ids[index],
+                    dataset.class_names[dataset.labels[index]],
+                    part,
+                    int(split.is_abnormal[index]),
+                    *(f"{found.terms[name][k]:.7g}" for name in terms),
+                    f"{calibrated:.7g}",
+                    f"{probability:.7g}",
+                    "abnormal" if decision else "normal",
+                ]
+            )
+    write_text(path, text.getvalue())
+
+
+def _without_nan(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _without_nan(value) for key, value in values.items()}
+    return None if isinstance(values, float) and math.isnan(values) else values
+
+
+def _save_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write through a neighbour and rename, so that a kill never leaves half a file."""
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _spread(
+    items: Int[np.ndarray, " n"], labels: Int[np.ndarray, " all"], count: int
+) -> Int[np.ndarray, " m"]:
+    """The first `count` items, taking classes in turn; `labels` is indexed by item or position."""
+    own = labels[items]
+    turn = np.zeros(len(items), np.int64)
+    for label in np.unique(own):
+        turn[own == label] = np.arange(np.count_nonzero(own == label))
+    return items[np.sort(np.argsort(turn, kind="stable")[:count])]

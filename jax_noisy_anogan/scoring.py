@@ -1,0 +1,247 @@
+"""Images in, latents and scores out, in batches of one shape over all devices.
+
+An image is one tile, or many where the model is a tiled one. Tiles of many images share batches;
+what a batch holds beside a tile never changes that tile's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int, UInt8
+
+from jax_noisy_anogan import parallel
+from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.latent_search import Judgement, search_latents
+from jax_noisy_anogan.localization import (
+    blend_tiles,
+    cut_tiles,
+    pixel_difference,
+    tile_positions,
+)
+from jax_noisy_anogan.losses import search_loss
+from jax_noisy_anogan.networks import NetworkParams, Networks
+from jax_noisy_anogan.train_step import Reference, to_byte_images, to_float_images
+
+Image = UInt8[np.ndarray, "height width channels"]
+
+# Terms of every image, each growing with abnormality; `local` needs a map calibration.
+TERMS = ("score", "residual", "feature", "penalty", "discriminator")
+_SEARCH_KEY = 4
+
+
+class Model(NamedTuple):
+    """A trained pair of networks, ready to score; `params` are the averaged ones."""
+
+    networks: Networks
+    params: NetworkParams
+    reference: Reference
+
+
+class ImageResult(NamedTuple):
+    """What the search found for one image.
+
+    Attributes:
+      terms: by the names of `TERMS`: L' of Eq. 24 (`score`), L_R of Eq. 2, L_D of Eq. 3, L'_An of
+        Eq. 25, and -logit of D(x). Of a tiled image the largest over its tiles.
+      drawn: G(z_hat), blended from tiles where there are several.
+      difference: |x - G(z_hat)|, in [0, 2].
+    """
+
+    terms: dict[str, float]
+    drawn: Image
+    difference: Float[np.ndarray, "height width"]
+
+
+class Scorer:
+    """Searches and measures images with one model.
+
+    Args:
+      config: of the run; its `search`, `loss.gamma`, `network.prior` and tile settings are used.
+      mesh: devices of this process; all of them by default.
+    """
+
+    def __init__(self, model: Model, config: Config, mesh: Mesh | None = None):
+        self.mesh = parallel.make_mesh(jax.local_devices()) if mesh is None else mesh
+        self.model, self.config = model, config
+        self.tile = model.networks.resolution
+        self.overlap = round(self.tile * config.score.tile_overlap)
+        self.batch_size = -(-config.search.batch_size // self.mesh.size) * self.mesh.size
+        self._variables = parallel.replicate((model.params, model.reference), self.mesh)
+        everywhere = NamedSharding(self.mesh, parallel.REPLICATED)
+        split = NamedSharding(self.mesh, parallel.SHARDED)
+        search, measure = make_functions(model.networks, config)
+        self._search = jax.jit(search, in_shardings=(everywhere, split), out_shardings=split)
+        self._measure = jax.jit(
+            measure, in_shardings=(everywhere, split, split), out_shardings=split
+        )
+
+    def search(self, images: Iterable[Image]) -> Iterator[Float[np.ndarray, "tiles latent"]]:
+        """z_hat of every tile of every image, image after image; Algorithm 1 of the paper.
+
+        The images' sides are at least the model's resolution, or are reflected up to it.
+        """
+        items = ((self._cut(image),) for image in images)
+        return self._in_batches(self._search, items)
+
+    def measure(
+        self, pairs: Iterable[tuple[Image, Float[np.ndarray, "tiles latent"]]]
+    ) -> Iterator[ImageResult]:
+        """Terms and difference maps of images whose latents are known; one pass of G and D."""
+        shapes: list[tuple[int, int]] = []
+
+        def items() -> Iterator[tuple[np.ndarray, ...]]:
+            for image, latents in pairs:
+                shapes.append(image.shape[:2])
+                yield self._cut(image), latents
+
+        for drawn, difference, terms in self._in_batches(self._measure, items()):
+            yield self._assemble(shapes.pop(0), drawn, difference, terms)
+
+    def positions(self, height: int, width: int) -> Int[np.ndarray, "tiles 2"]:
+        """Top and left of every tile of an image of this size."""
+        return tile_positions(height, width, self.tile, self.overlap)
+
+    def _cut(self, image: Image) -> UInt8[np.ndarray, "tiles tile tile channels"]:
+        return cut_tiles(image, self.positions(*image.shape[:2]), self.tile)
+
+    def _assemble(
+        self, shape: tuple[int, int], drawn: Any, difference: Any, terms: dict[str, Any]
+    ) -> ImageResult:
+        positions = self.positions(*shape)
+        whole = blend_tiles(drawn.astype(np.float32), positions, shape)
+        return ImageResult(
+            {name: float(values.max()) for name, values in terms.items()},
+            np.clip(np.rint(whole), 0, 255).astype(np.uint8),
+            blend_tiles(difference, positions, shape),
+        )
+
+    def _in_batches(
+        self, function: Callable[..., Any], items: Iterable[tuple[np.ndarray, ...]]
+    ) -> Iterator[Any]:
+        """Apply `function` to rows of items that differ in length; one result per item.
+
+        The device works on a batch while the host fills the next one.
+        """
+        waiting: list[tuple[np.ndarray, ...]] = []
+        lengths: list[int] = []
+        results: list[Any] = []
+        in_flight: tuple[Any, int] | None = None
+
+        def launch(rows: list[tuple[np.ndarray, ...]]) -> tuple[Any, int]:
+            padded = rows + rows[-1:] * (self.batch_size - len(rows))
+            columns = [np.stack(column) for column in zip(*padded, strict=True)]
+            return function(self._variables, *columns), len(rows)
+
+        def land(flight: tuple[Any, int] | None) -> None:
+            if flight is None:
+                return
+            leaves, tree = jax.tree.flatten(jax.device_get(flight[0]))
+            results.extend(
+                jax.tree.unflatten(tree, [leaf[row] for leaf in leaves]) for row in range(flight[1])
+            )
+
+        def finished() -> Iterator[Any]:
+            while lengths and len(results) >= lengths[0]:
+                count = lengths.pop(0)
+                rows, results[:count] = results[:count], []
+                yield jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+        for item in items:
+            lengths.append(len(item[0]))
+            waiting.extend(zip(*item, strict=True))
+            while len(waiting) >= self.batch_size:
+                next_flight = launch(waiting[: self.batch_size])
+                del waiting[: self.batch_size]
+                land(in_flight)
+                in_flight = next_flight
+                yield from finished()
+        last = launch(waiting) if waiting else None
+        land(in_flight)
+        land(last)
+        yield from finished()
+
+
+def make_functions(
+    networks: Networks, config: Config
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two pure functions of scoring, for any batch of tiles of the model's resolution.
+
+    Returns:
+      `search((params, reference), images) -> latents` and
+      `measure((params, reference), images, latents) -> (drawn, difference, terms)`; images are
+      uint8, `drawn` too, `terms` a dictionary with the names of `TERMS`.
+    """
+    search, gamma = config.search, config.loss.gamma
+
+    def bound(variables: tuple[NetworkParams, Reference]) -> tuple[Callable, Callable]:
+        params, reference = variables
+        squash = _squash(config.loss.objective, reference)
+        stddev = reference.mean("stddev")
+
+        def generate(z: Float[Array, "latent"]) -> Float[Array, "h w c"]:
+            return networks.generate(params.generator, z[None])[0]
+
+        def judge(x: Float[Array, "h w c"]) -> Judgement:
+            out = networks.discriminate(params.discriminator, x[None], stddev=stddev)
+            logit = out.logits[0]
+            return Judgement(squash(logit), logit, out.features[search.feature_resolution][0])
+
+        return generate, judge
+
+    def search_images(variables, images):
+        generate, judge = bound(variables)
+        return search_latents(
+            generate,
+            judge,
+            to_float_images(images),
+            jax.random.fold_in(jax.random.key(config.train.seed), _SEARCH_KEY),
+            search=search,
+            gamma=gamma,
+            prior=config.network.prior,
+            latent_size=networks.latent_size,
+        ).latent
+
+    def measure_images(variables, images, latents):
+        generate, judge = bound(variables)
+
+        def measure_one(image, z):
+            x = to_float_images(image)
+            drawn = generate(z)
+            judged, judged_drawn = judge(x), judge(drawn)
+            found = search_loss(
+                x,
+                drawn,
+                judged.features,
+                judged_drawn.features,
+                judged_drawn.normality,
+                gamma=gamma,
+                feature_weight=search.feature_weight,
+                reduction=search.reduction,
+            )
+            values = (found.total, found.residual, found.feature, found.penalty, -judged.logit)
+            terms = dict(zip(TERMS, values, strict=True))
+            return to_byte_images(drawn), pixel_difference(x, drawn), terms
+
+        return jax.vmap(measure_one)(images, latents)
+
+    return search_images, measure_images
+
+
+def _squash(objective: str, reference: Reference) -> Callable[[Array], Array]:
+    """From D's output to D(x) in [0, 1], which Eq. 25 needs.
+
+    A logistic D is squashed by the sigmoid that it was trained with. A Wasserstein critic has no
+    scale of its own: its mean on real training images is put at sigmoid(2) = 0.88, its mean on
+    drawn ones at sigmoid(-2) = 0.12.
+    """
+    if objective != "wgan_gp":
+        return jax.nn.sigmoid
+    real, fake = reference.mean("logit_real"), reference.mean("logit_fake")
+    middle, half = (real + fake) / 2, jnp.maximum(jnp.abs(real - fake) / 2, 1e-6)
+    return lambda logit: jax.nn.sigmoid(2.0 * (logit - middle) / half)
