@@ -13,7 +13,8 @@ from typing import NamedTuple
 from jax_noisy_anogan.config import GrowthConfig, minibatch_at
 
 
-class Phase(NamedTuple):
+@dataclass(frozen=True)
+class Phase:
     """A stretch of training with one pair of networks and one compiled program.
 
     Attributes:

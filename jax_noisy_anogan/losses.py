@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from jax_noisy_anogan.networks.layers import at_least_float32
 
-Logits = Float[Array, "batch"]
+Logits = Float[Array, " batch"]
 Scalar = Float[Array, ""]
-Critic = Callable[[Float[Array, "batch *image"]], Logits]
+Critic = Callable[[Float[Array, " batch *image"]], Logits]
 
 
 def log_normal(logits: Logits) -> Logits:
@@ -135,22 +135,22 @@ GENERATOR_LOSSES = {
 # ---------------------------------------------------------------------------------------------
 
 
-def _gradient_square(critic: Critic, x: Float[Array, "batch *image"]) -> Logits:
+def _gradient_square(critic: Critic, x: Float[Array, " batch *image"]) -> Logits:
     """Squared Euclidean length of the critic's gradient at each image."""
     gradient = jax.grad(lambda images: critic(images).sum())(x)
     return jnp.square(gradient).reshape(x.shape[0], -1).sum(axis=1)
 
 
-def r1_penalty(critic: Critic, real: Float[Array, "batch *image"]) -> Scalar:
+def r1_penalty(critic: Critic, real: Float[Array, " batch *image"]) -> Scalar:
     """E |grad_x D(x)|^2 / 2 on real images (Mescheder et al. 2018, R1)."""
     return 0.5 * _gradient_square(critic, real).mean()
 
 
 def wgan_gradient_penalty(
     critic: Critic,
-    real: Float[Array, "batch *image"],
-    fake: Float[Array, "batch *image"],
-    mix: Float[Array, "batch"],
+    real: Float[Array, " batch *image"],
+    fake: Float[Array, " batch *image"],
+    mix: Float[Array, " batch"],
 ) -> Scalar:
     """E (|grad D(x')| - 1)^2 at x' = mix real + (1 - mix) fake (Gulrajani et al. 2017).
 

@@ -55,8 +55,10 @@ class Networks:
     def init(self, key: PRNGKeyArray) -> NetworkParams:
         """Fresh parameters, float32."""
         key_g, key_d = jax.random.split(key)
-        generator = self.generator.init(key_g, jnp.zeros((1, self.latent_size)))["params"]
-        discriminator = self.discriminator.init(key_d, jnp.zeros((1, *self.image_shape)))["params"]
+        # Compiled, drawing parameters costs no forward pass: XLA drops what nothing depends on.
+        init_g, init_d = jax.jit(self.generator.init), jax.jit(self.discriminator.init)
+        generator = init_g(key_g, jnp.zeros((1, self.latent_size)))["params"]
+        discriminator = init_d(key_d, jnp.zeros((1, *self.image_shape)))["params"]
         return NetworkParams(generator, discriminator)
 
     def generate(
@@ -135,6 +137,6 @@ def sample_latents(key: PRNGKeyArray, prior: str, shape: tuple[int, ...]) -> Flo
 
 
 def project_to_hypersphere(z: Float[Array, "*batch latent"]) -> Float[Array, "*batch latent"]:
-    """Scale latents to length sqrt(latent size), where the generator's own normalisation is idle."""
+    """Scale latents to length sqrt(latent size), where the generator's own scaling is idle."""
     norm = jnp.linalg.norm(z, axis=-1, keepdims=True)
     return z * (z.shape[-1] ** 0.5 / jnp.maximum(norm, 1e-12))

@@ -30,9 +30,9 @@ class DiscriminatorOutput(NamedTuple):
       stddev: the minibatch standard deviation that was appended.
     """
 
-    logits: Float[Array, "batch"]
+    logits: Float[Array, " batch"]
     features: dict[int, Float[Array, "batch height width width_at"]]
-    stddev: Float[Array, "batch"]
+    stddev: Float[Array, " batch"]
 
 
 class Discriminator(nn.Module):

@@ -93,7 +93,7 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def add_bias(x: Float[Array, "*batch channels"], bias: Float[Array, "channels"]) -> Array:
+def add_bias(x: Float[Array, "*batch channels"], bias: Float[Array, " channels"]) -> Array:
     """Add one number per channel, in the precision of `x`."""
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -137,7 +137,7 @@ def fade_real_images(x: Images, alpha: Float[Array, ""] | float) -> Images:
     return crossfade(upsample_nearest(downsample_average(x)), x, alpha)
 
 
-def minibatch_stddev(x: Images, group_size: int) -> Float[Array, "batch"]:
+def minibatch_stddev(x: Images, group_size: int) -> Float[Array, " batch"]:
     """Standard deviation over a group of images, averaged to one number per image.
 
     Groups are runs of `group_size` neighbours, so a batch that is cut into parts (one per device)
