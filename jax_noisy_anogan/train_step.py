@@ -251,10 +251,13 @@ def make_train_step(
             average=optax.incremental_update(params, state.average, 1.0 - ema_decay),
             reference=optax.incremental_update(seen, state.reference, 1.0 - ema_decay),
         )
-        metrics |= {"g_loss": g_loss, "g_spread": fake.std(axis=0).mean()}
+        # Moments, since the mean of the devices' deviations would not be the whole batch's.
+        mean, square = mean_over_devices((fake.mean(axis=0), jnp.square(fake).mean(axis=0)))
+        spread = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0.0)).mean()
+        metrics |= {"g_loss": g_loss, "g_spread": spread}
         norms = {
-            "d_gradient_norm": optax.global_norm(gradients_d),
-            "g_gradient_norm": optax.global_norm(gradients_g),
+            "d_gradient_norm": optax.tree.norm(gradients_d),
+            "g_gradient_norm": optax.tree.norm(gradients_g),
         }
         return new_state, mean_over_devices(metrics) | norms
 
