@@ -137,6 +137,7 @@ def _maps(seed=0, count=6, side=24, digits=1):
         for _ in range(rng.integers(1, 4)):
             top, left = rng.integers(0, side - 6, 2)
             masks[number, top : top + rng.integers(1, 6), left : left + rng.integers(1, 6)] = True
+    masks[2:, [0, 1], [side - 2, side - 1]] = True  # one region that hangs together at a corner
     maps = (rng.normal(size=masks.shape) + 1.5 * masks).round(digits)
     return maps, masks
 
