@@ -142,7 +142,7 @@ class GrowthConfig:
     fade_images: int = 600_000
     final_images: int = 600_000
     minibatch_default: int = 16
-    minibatch: dict[str, int] = field(default_factory=lambda: {"256": 14, "512": 6, "1024": 3})
+    minibatch: dict[str, int] = field(default_factory=lambda: {"256": 16, "512": 8, "1024": 4})
 
 
 @dataclass
@@ -464,6 +464,13 @@ def _validate_growth(config: Config) -> None:
 def _validate_loss(config: Config) -> None:
     loss = config.loss
     _between("loss.gamma", loss.gamma, 0.0, 1.0)
+    if loss.objective.startswith("wgan") and loss.objective.endswith("15"):
+        _fail(
+            "loss.objective",
+            loss.objective,
+            "wgan_gp, the balanced form: with the weights of Eq. 15, adding c to a Wasserstein "
+            "critic lowers its loss by (1 - gamma) c, without bound",
+        )
     _one_of("loss.objective", loss.objective, OBJECTIVES)
     _one_of("loss.penalty", loss.penalty, PENALTIES)
     _at_least("loss.penalty_weight", loss.penalty_weight, 0.0)

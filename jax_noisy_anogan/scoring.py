@@ -64,14 +64,24 @@ class Scorer:
     Args:
       config: of the run; its `search`, `loss.gamma`, `network.prior` and tile settings are used.
       mesh: devices of this process; all of them by default.
+      batch_size: tiles per batch, rounded up to a multiple of the devices; by default that of the
+        config.
     """
 
-    def __init__(self, model: Model, config: Config, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        model: Model,
+        config: Config,
+        mesh: Mesh | None = None,
+        *,
+        batch_size: int | None = None,
+    ):
         self.mesh = parallel.make_mesh(jax.local_devices()) if mesh is None else mesh
         self.model, self.config = model, config
         self.tile = model.networks.resolution
         self.overlap = round(self.tile * config.score.tile_overlap)
-        self.batch_size = -(-config.search.batch_size // self.mesh.size) * self.mesh.size
+        wanted = config.search.batch_size if batch_size is None else batch_size
+        self.batch_size = -(-wanted // self.mesh.size) * self.mesh.size
         self._variables = parallel.replicate((model.params, model.reference), self.mesh)
         everywhere = NamedSharding(self.mesh, parallel.REPLICATED)
         split = NamedSharding(self.mesh, parallel.SHARDED)

@@ -1,0 +1,327 @@
+"""Any number of image files to one table, in bounded memory, able to go on after a kill.
+
+Finished rows are appended to `rows-<process>.jsonl` at once; the table is made of them at the end.
+A torn last line, which a kill can leave, is scored again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from jax_noisy_anogan import pictures
+from jax_noisy_anogan.data import DataError
+from jax_noisy_anogan.data.decode import SUFFIXES
+from jax_noisy_anogan.data.source import digest
+from jax_noisy_anogan.detector import Detection, Detector
+from jax_noisy_anogan.evaluation import LOCAL
+from jax_noisy_anogan.logs import ProgressLine
+from jax_noisy_anogan.scoring import TERMS
+from jax_noisy_anogan.workdir import WorkdirError, locked, write_text
+
+_READERS = 4
+_READ_AHEAD = 32
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        *((name, pa.float64()) for name in (*TERMS, LOCAL, "calibrated", "probability")),
+        ("decision", pa.string()),
+        *((f"box_{name}", pa.int32()) for name in ("x", "y", "width", "height")),
+        ("time", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+class ImageFile(NamedTuple):
+    """One file to score.
+
+    Attributes:
+      path: where it lies.
+      name: what the table calls it, and what its pictures are named after; unique.
+    """
+
+    path: Path
+    name: str
+
+
+def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
+    """The image files among `paths` and, in name order, below the folders among them.
+
+    A file that is named itself is taken whatever its ending; in folders, hidden files and other
+    endings are passed over.
+
+    Raises:
+      DataError: a path does not exist or cannot be listed, or nothing is found.
+    """
+    found: dict[str, ImageFile] = {}
+    for text in paths:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            for file in _below(path):
+                found.setdefault(str(file), ImageFile(file, str(file)))
+        elif path.exists():
+            found.setdefault(str(path), ImageFile(path, str(path)))
+        else:
+            raise DataError(f"--images {path} does not exist")
+    if not found:
+        endings = " ".join(sorted(SUFFIXES))
+        raise DataError(f"--images {' '.join(map(str, paths))}: no file ends in {endings}")
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+    for here, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(here) / name
+
+
+def score_files(
+    detector: Detector,
+    files: Sequence[ImageFile],
+    out: Path,
+    *,
+    threshold: float | None = None,
+    heatmaps: str = "none",
+    maps: bool = False,
+    progress: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> str | None:
+    """Score files and write `scores.csv` and `scores.parquet` into `out`.
+
+    Args:
+      threshold: a probability that replaces the run's threshold.
+      heatmaps: "none", "abnormal" or "all": which images get an overlay in `out/heatmaps`.
+      maps: also write every map into `out/maps`.
+      process_index, process_count: this process takes every so many-th file; the first one merges.
+
+    Returns:
+      One line that says what was found; None in every process but the first.
+
+    Raises:
+      WorkdirError: `out` is in use, cannot be written, or holds results of other settings.
+      OSError: the disk is full; what was finished is kept.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if process_index == 0:
+            stack.enter_context(locked(out))
+            _settle(out, detector, threshold)
+        for wanted, folder in ((heatmaps != "none", "heatmaps"), (maps, "maps")):
+            if wanted:
+                (out / folder).mkdir(exist_ok=True)
+        rows = stack.enter_context(contextlib.closing(_Rows(out, process_index)))
+        mine = files[process_index::process_count]
+        line = stack.enter_context(
+            ProgressLine(
+                "score",
+                total=len(mine),
+                done=len(rows.done),
+                unit="images",
+                show=progress and process_index == 0,
+            )
+        )
+        _score_missing(
+            detector,
+            [file for file in mine if file.name not in rows.done],
+            rows,
+            out,
+            threshold=threshold,
+            pictures_of=_PicturesOf(heatmaps, maps, max(detector.map_threshold, 1.0)),
+            line=line,
+        )
+        if process_count > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("all processes have scored their files")
+        return _write_tables(out, files) if process_index == 0 else None
+
+
+def _score_missing(
+    detector: Detector,
+    files: Sequence[ImageFile],
+    rows: _Rows,
+    out: Path,
+    *,
+    threshold: float | None,
+    pictures_of: _PicturesOf,
+    line: ProgressLine,
+) -> None:
+    """Read ahead, score, write pictures, and only then the row: what has a row is complete."""
+    done = len(rows.done)
+    good: deque[ImageFile] = deque()
+    writing: deque[tuple[dict[str, Any], Future[None]]] = deque()
+
+    def finish(row: dict[str, Any]) -> None:
+        nonlocal done
+        rows.add(row)
+        done += 1
+        line.update(done)
+
+    def usable(pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
+        for file, image in _read_ahead(detector, files, pool):
+            if isinstance(image, DataError):
+                finish({"path": file.name, "error": _reason(image), "time": _now()})
+            else:
+                good.append(file)
+                yield image
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for found in detector.stream(usable(pool), threshold=threshold, count=len(files)):
+            file = good.popleft()
+            writing.append((_row(file, found), pool.submit(pictures_of, out, file, found)))
+            while writing and (len(writing) > _READ_AHEAD or writing[0][1].done()):
+                row, written = writing.popleft()
+                written.result()
+                finish(row)
+        for row, written in writing:
+            written.result()
+            finish(row)
+
+
+def _read_ahead(
+    detector: Detector, files: Sequence[ImageFile], pool: ThreadPoolExecutor
+) -> Iterator[tuple[ImageFile, np.ndarray | DataError]]:
+    def read(file: ImageFile) -> np.ndarray | DataError:
+        try:
+            return detector.prepare(file.path)
+        except DataError as error:
+            return error
+
+    reading: deque[tuple[ImageFile, Future[np.ndarray | DataError]]] = deque()
+    for file in files:
+        reading.append((file, pool.submit(read, file)))
+        if len(reading) >= _READ_AHEAD:
+            first, image = reading.popleft()
+            yield first, image.result()
+    for first, image in reading:
+        yield first, image.result()
+
+
+class _PicturesOf(NamedTuple):
+    """Which pictures of an image are written, and on what scale."""
+
+    heatmaps: str
+    maps: bool
+    high: float
+
+    def __call__(self, out: Path, file: ImageFile, found: Detection) -> None:
+        if self.heatmaps == "all" or (self.heatmaps == "abnormal" and found.is_abnormal):
+            overlay = pictures.overlay(
+                found.image, found.map, low=0.0, high=2 * self.high, contour_at=self.high
+            )
+            pictures.save_png(out / "heatmaps" / f"{safe_name(file.name)}.png", overlay)
+        if self.maps:
+            pictures.save_float_tiff(out / "maps" / f"{safe_name(file.name)}.tiff", found.map)
+
+
+def safe_name(name: str) -> str:
+    """A file name without ending for an image's pictures: readable, unique, inside its folder."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(name).stem)[:80]
+    return f"{stem}-{digest(name)[:8]}"
+
+
+def _row(file: ImageFile, found: Detection) -> dict[str, Any]:
+    box = {} if found.box is None else {f"box_{k}": int(v) for k, v in found.box._asdict().items()}
+    return {
+        "path": file.name,
+        **found.terms,
+        "calibrated": found.calibrated,
+        "probability": found.probability,
+        "decision": "abnormal" if found.is_abnormal else "normal",
+        **box,
+        "time": _now(),
+    }
+
+
+def _reason(error: DataError) -> str:
+    return str(getattr(error, "reason", error))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+class _Rows:
+    """The finished rows of one process, on disk as soon as they are added."""
+
+    def __init__(self, out: Path, process_index: int):
+        self._path = out / f"rows-{process_index}.jsonl"
+        kept = _read_rows(self._path)
+        self.done = {row["path"] for row in kept}
+        # Written anew, so that nothing is appended to a torn line.
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file: IO[str] = open(self._path, "a")  # noqa: SIM115
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self.done.add(row["path"])
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+                rows[row["path"]] = row
+            except (ValueError, KeyError, TypeError):
+                continue
+    return list(rows.values())
+
+
+def _settle(out: Path, detector: Detector, threshold: float | None) -> None:
+    """Keep rows of different models or thresholds out of one table."""
+    stamp = digest(detector.calibration, detector.config.search, threshold)
+    path = out / "settings.json"
+    if path.exists() and json.loads(path.read_text()).get("stamp") != stamp:
+        raise WorkdirError(
+            f"--out {out} holds results of another run, search or threshold: use another folder"
+        )
+    write_text(path, json.dumps({"stamp": stamp, "threshold": threshold}) + "\n")
+
+
+def _write_tables(out: Path, files: Sequence[ImageFile]) -> str:
+    rows: dict[str, dict[str, Any]] = {}
+    for path in sorted(out.glob("rows-*.jsonl")):
+        rows.update({row["path"]: row for row in _read_rows(path)})
+    ordered = [rows[file.name] for file in files if file.name in rows]
+    table = pa.Table.from_pylist(ordered, schema=_SCHEMA)
+    for name, write in (
+        ("scores.csv", pyarrow.csv.write_csv),
+        ("scores.parquet", pyarrow.parquet.write_table),
+    ):
+        partial = out / f"{name}.partial"
+        write(table, partial)
+        partial.replace(out / name)
+    errors = sum(row.get("error") is not None for row in ordered)
+    abnormal = sum(row.get("decision") == "abnormal" for row in ordered)
+    return (
+        f"{len(ordered):,} files: {abnormal:,} abnormal, {len(ordered) - abnormal - errors:,} "
+        f"normal, {errors:,} with an error; {out / 'scores.csv'}"
+    )
