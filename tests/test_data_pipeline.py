@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -111,6 +113,38 @@ def test_images_beyond_the_memory_limit_come_from_records_in_the_same_order(tmp_
         np.testing.assert_array_equal(got.normal, batch.normal)
         np.testing.assert_array_equal(got.abnormal, batch.abnormal)
     from_records.close()
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**20])
+def test_batches_are_on_the_device_ahead_of_their_turn_and_resume_exactly(tmp_path, memory_bytes):
+    dataset, split = _open(_config(tmp_path))
+    settings = {"minibatch": 2, "with_abnormal": True, "memory_bytes": memory_bytes}
+    on_host = _streams(dataset, split, **settings)
+    expected = [next(on_host) for _ in range(8)]
+    on_host.close()
+    put = threading.Semaphore(0)
+
+    def to_device(batch):
+        moved = jax.device_put(batch)
+        put.release()
+        return moved
+
+    streams = _streams(dataset, split, to_device=to_device, **settings)
+    for number in range(5):
+        batch = next(streams)
+        assert isinstance(batch.normal, jax.Array)
+        np.testing.assert_array_equal(batch.normal, expected[number].normal)
+        np.testing.assert_array_equal(batch.abnormal, expected[number].abnormal)
+    # Five were handed out; more follow onto the device without being asked for.
+    assert all(put.acquire(timeout=30) for _ in range(7))
+    state = streams.state()
+    streams.close()
+    assert state == {"normal": 10, "abnormal": 10}
+
+    resumed = _streams(dataset, split, to_device=jax.device_put, **settings)
+    resumed.restore(state)
+    np.testing.assert_array_equal(next(resumed).normal, expected[5].normal)
+    resumed.close()
 
 
 def test_a_resolution_off_the_list_is_refused(tmp_path):

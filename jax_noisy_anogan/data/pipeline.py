@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -49,6 +49,8 @@ class TrainingStreams(Iterator[TrainingBatch]):
       seed: of the order of the images; at most 2**31 - 1.
       with_abnormal: whether batches carry known abnormal images.
       process_index, process_count: this process among those that train together.
+      to_device: what becomes of every batch ahead of its turn, in the reading threads: hands its
+        arrays to the accelerator, as `jax.device_put` does, so that a step never waits for that.
       memory_bytes: a stream whose images of this resolution fit is decoded once and kept in memory;
         a larger one is read from its records.
 
@@ -67,6 +69,7 @@ class TrainingStreams(Iterator[TrainingBatch]):
         with_abnormal: bool,
         process_index: int = 0,
         process_count: int = 1,
+        to_device: Callable[[TrainingBatch], TrainingBatch] | None = None,
         memory_bytes: int = MEMORY_BYTES,
     ):
         if minibatch < 1 or minibatch % process_count:
@@ -77,6 +80,7 @@ class TrainingStreams(Iterator[TrainingBatch]):
         if not 0 <= process_index < process_count:
             raise DataError(f"process {process_index} of {process_count}: expected a lower index")
         self._minibatch = minibatch
+        self._to_device = to_device
         parts = {"normal": split.train_normal}
         if with_abnormal:
             parts["abnormal"] = split.train_known_abnormal
@@ -146,7 +150,10 @@ class TrainingStreams(Iterator[TrainingBatch]):
             return TrainingBatch(images["normal"], images.get("abnormal"))
 
         numbers = grain.MapDataset.range(2**31 - 1)
-        return iter(numbers.map(batch).to_iter_dataset(options))
+        batches = numbers.map(batch)
+        if self._to_device is not None:
+            batches = batches.map(self._to_device)
+        return iter(batches.to_iter_dataset(options))
 
 
 class _Images(Protocol):
