@@ -123,8 +123,8 @@ class Calibration:
         try:
             values = json.loads(text)
             thresholds = {k: Thresholds(**v) for k, v in values.pop("thresholds").items()}
-            lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(thresholds=thresholds, **lists)
+            values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+            return cls(thresholds=thresholds, **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CalibrationError(f"not a calibration: {error}") from error
 

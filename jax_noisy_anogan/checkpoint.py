@@ -214,7 +214,7 @@ def checksum(tree: Any) -> int:
     """CRC-32 over the bytes of all arrays, in the tree's order."""
     total = 0
     for leaf in jax.tree.leaves(tree):
-        total = zlib.crc32(np.ascontiguousarray(_host_value(leaf)).view(np.uint8), total)
+        total = zlib.crc32(np.ascontiguousarray(_host_value(leaf)).tobytes(), total)
     return total
 
 

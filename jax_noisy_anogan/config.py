@@ -476,6 +476,8 @@ def _validate_loss(config: Config) -> None:
     _at_least("loss.penalty_weight", loss.penalty_weight, 0.0)
     _at_least("loss.penalty_interval", loss.penalty_interval, 1)
     _at_least("loss.drift_weight", loss.drift_weight, 0.0)
+    if loss.objective == "wgan_gp" and loss.penalty != "gp":
+        _fail("loss.penalty", loss.penalty, "gp with wgan_gp: nothing else bounds its critic")
     data = config.data
     known = data.known_abnormal_count or data.known_abnormal_ratio or data.known_abnormal_fraction
     if loss.gamma < 1.0 and not known:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
@@ -165,7 +166,7 @@ class Detector:
 
     def _detection(self, image: Image, result: ImageResult, threshold: float | None) -> Detection:
         sigma = self.config.score.map_sigma
-        map = np.asarray(calibrated_map(result.difference, self._maps, sigma=sigma))
+        map = np.asarray(calibrated_map(jnp.asarray(result.difference), self._maps, sigma=sigma))
         terms = {**result.terms, LOCAL: float(map.max())}
         row = {name: np.array([value]) for name, value in terms.items()}
         return Detection(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -293,7 +294,7 @@ class _HeldOut:
 
     def _map(self, result: ImageResult, maps: MapCalibration) -> Float[np.ndarray, "h w"]:
         sigma = self.config.score.map_sigma
-        return np.asarray(calibrated_map(result.difference, maps, sigma=sigma))
+        return np.asarray(calibrated_map(jnp.asarray(result.difference), maps, sigma=sigma))
 
     def _usual_height(self, maps: MapCalibration) -> float:
         heights = [self._map(r, maps).max() for r in self.results(self.split.validation_normal)]

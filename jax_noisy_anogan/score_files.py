@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -163,7 +163,7 @@ def _score_missing(
     out: Path,
     *,
     threshold: float | None,
-    pictures_of: _PicturesOf,
+    pictures_of: Callable[[Path, ImageFile, Detection], None],
     line: ProgressLine,
 ) -> None:
     """Read ahead, score, write pictures, and only then the row: what has a row is complete."""
