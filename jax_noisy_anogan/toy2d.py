@@ -5,8 +5,7 @@ abnormal and hides among the normal training data. Here p_d, p_an and the optimu
 known, so that "the anomalies are subtracted from what G can draw" can be counted.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: ml_collections reads the fields' types, as in `config`.
 import csv
 import dataclasses
 import json
@@ -581,13 +580,13 @@ def _draw_data(axis: Axes, config: ToyConfig, mixture: Mixture) -> None:
     known = mixture.centers[-1] + mixture.std * random.normal(size=(_SHOWN_KNOWN, 2))
     _frame(axis, mixture, "training data")
     _scatter(axis, mixture, points)
-    axis.scatter(*known.T, s=14, marker="x", color="black", linewidths=0.8)
-    dot = {"linestyle": "none", "marker": "o", "markersize": 4}
+    x, y = known.T
+    axis.scatter(x, y, s=14, marker="x", color="black", linewidths=0.8)
     axis.legend(
         handles=[
-            Line2D([], [], color=_NORMAL, label="normal", **dot),
-            Line2D([], [], color=_ABNORMAL, label=f"{config.contamination:.0%} hidden", **dot),
-            Line2D([], [], color="black", label="known, $p_{an}$", **dot | {"marker": "x"}),
+            _legend_entry("normal", _NORMAL, "o"),
+            _legend_entry(f"{config.contamination:.0%} hidden", _ABNORMAL, "o"),
+            _legend_entry("known, $p_{an}$", "black", "x"),
         ],
         title="$p_d$ and $p_{an}$",
         loc="center",
@@ -595,6 +594,10 @@ def _draw_data(axis: Axes, config: ToyConfig, mixture: Mixture) -> None:
         fontsize=9,
         handletextpad=0.1,
     )
+
+
+def _legend_entry(label: str, color: str, marker: str) -> Line2D:
+    return Line2D([], [], color=color, marker=marker, markersize=4, linestyle="none", label=label)
 
 
 def _draw_optimum(axis: Axes, mixture: Mixture, gamma: float) -> None:
