@@ -147,12 +147,21 @@ class GrowthConfig:
 
 @dataclass
 class LossConfig:
-    """The paper's objective; `gamma = 1` is plain AnoGAN."""
+    """The paper's objective; `gamma = 1` is plain AnoGAN.
+
+    Attributes:
+      objective: "equation_15" (the paper's formula, taken literally), "equation_18" (the balanced
+        one that its derivation needs) or "wgan_gp" (Karras et al., balanced).
+      penalty: "r1" (on real images) or "gp" (between real and drawn images).
+      penalty_weight: of the penalty; R1 is weighed by gamma besides.
+      penalty_interval: the penalty looks at one group of images in so many.
+      drift_weight: of the square of a Wasserstein critic's output.
+    """
 
     gamma: float = 0.1
     objective: str = "equation_18"
     penalty: str = "r1"
-    penalty_weight: float = 10.0
+    penalty_weight: float = 1.0
     penalty_interval: int = 1
     drift_weight: float = 0.001
 
