@@ -1,0 +1,418 @@
+"""One update of both networks, against a plain re-derivation, closed forms and other device counts.
+
+Updates are compared after SGD with a large step, since Adam would hide a wrong factor. Two float32
+programs of the same update differ by the order of their sums, which leaves up to 1e-4 of the
+largest change in a parameter array; and where rounding moves an activation of one image across the
+kink of leaky ReLU, that image's share of the gradient jumps: one of the 512 pixels that a weight is
+summed over at 4 x 4. `assert_same_update` therefore allows 1e-3 of the largest change per update.
+"""
+
+import functools
+from dataclasses import dataclass, field
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_noisy_anogan.config import LossConfig, OptimConfig
+from jax_noisy_anogan.networks import Networks, build_networks
+from jax_noisy_anogan.parallel import (
+    AXIS,
+    REPLICATED,
+    SHARDED,
+    data_parallel,
+    make_mesh,
+    replicate,
+    shard,
+)
+from jax_noisy_anogan.train_step import (
+    init_state,
+    make_optimizer,
+    make_train_step,
+    to_byte_images,
+    to_float_images,
+)
+
+BATCH, GROUP, RESOLUTION = 32, 2, 8
+RATE, DECAY = 0.5, 0.8
+SGD = optax.sgd(RATE)
+KEY = jax.random.key(11)
+
+
+def _networks(resolution=RESOLUTION, fading=True, group=GROUP):
+    return build_networks(
+        resolution=resolution,
+        fading=fading,
+        channels=1,
+        fmap_base=64,
+        fmap_max=8,
+        latent_size=16,
+        stddev_group=group,
+    )
+
+
+@functools.cache
+def _start(fading):
+    """A state whose biases are not zero and whose average differs from its parameters.
+
+    With the biases at zero a grey pixel sits on the kink of leaky ReLU, where rounding decides.
+    """
+    networks = _networks(fading=fading)
+    state = jax.jit(lambda key: init_state(networks, SGD, key))(jax.random.key(1))
+    rng = np.random.default_rng(5)
+    params = jax.tree.map(
+        lambda p: p + 0.2 * rng.standard_normal(p.shape, np.float32), state.params
+    )
+    return state.replace(params=params, average=jax.tree.map(lambda p: 0.5 * p + 0.1, params))
+
+
+def _copy(state):
+    return jax.tree.map(jnp.copy, state)
+
+
+def _bytes(seed, batch=BATCH):
+    shape = (batch, RESOLUTION, RESOLUTION, 1)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+REAL, ABNORMAL = _bytes(0), _bytes(1) // 3
+
+
+def _make(networks, loss, optimizer=SGD, axis_name=None, decay=DECAY):
+    return make_train_step(
+        networks, optimizer, loss=loss, prior="uniform", ema_decay=decay, axis_name=axis_name
+    )
+
+
+def _on_devices(loss, fading, count):
+    """The step over `count` devices, and a function that places its arguments."""
+    mesh = make_mesh(jax.devices()[:count])
+    step = chex.assert_max_traces(_make(_networks(fading=fading), loss, axis_name=AXIS), n=1)
+    specs = (REPLICATED, SHARDED, SHARDED, REPLICATED, REPLICATED)
+    return data_parallel(step, mesh, specs, (REPLICATED, REPLICATED), (0,)), mesh
+
+
+def assert_same_update(start, got, want, tolerance=1e-3):
+    """Every leaf of `got` equals `want` to `tolerance` of the largest change in the leaf."""
+
+    def compare(path, old, a, b):
+        old, a, b = (np.asarray(leaf, np.float64) for leaf in (old, a, b))
+        # A parameter is itself stored to half a unit in the last place.
+        allowed = tolerance * np.abs(b - old).max() + 1e-7 * np.abs(b).max()
+        error = np.abs(a - b).max()
+        assert error <= allowed, f"{jax.tree_util.keystr(path)}: {error:.2e} above {allowed:.2e}"
+
+    jax.tree_util.tree_map_with_path(compare, start, got, want)
+
+
+# ---------------------------------------------------------------------------------------------
+# Against a plain re-derivation
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ObservedNetworks(Networks):
+    """Networks that note which latents and images pass through them."""
+
+    latents: list = field(default_factory=list, compare=False)
+    images: list = field(default_factory=list, compare=False)
+
+    def generate(self, params, z, alpha=1.0):
+        jax.debug.callback(lambda value: self.latents.append(np.asarray(value)), z)
+        return super().generate(params, z, alpha)
+
+    def discriminate(self, params, x, alpha=1.0, stddev=None):
+        jax.debug.callback(lambda value: self.images.append(np.asarray(value)), x)
+        return super().discriminate(params, x, alpha, stddev)
+
+
+def _observe(networks):
+    return ObservedNetworks(networks.generator, networks.discriminator, networks.latent_size)
+
+
+def _blend(images, alpha):
+    """Real images while a layer fades in, in NumPy: 2 x 2 means and the images themselves."""
+    means = images.reshape(len(images), RESOLUTION // 2, 2, RESOLUTION // 2, 2, 1).mean((2, 4))
+    coarse = means.repeat(2, axis=1).repeat(2, axis=2)
+    return np.float32((1.0 - alpha) * coarse + alpha * images)
+
+
+def _mixing_numbers(images, real, fake):
+    """The weights of `mix real + (1 - mix) fake`, of the one observed batch that is such a mix."""
+    line, found = (real - fake).reshape(len(real), -1), []
+    for seen in images:
+        if seen.shape == real.shape:
+            offset = (seen - fake).reshape(line.shape)
+            mix = (line * offset).sum(1) / (line * line).sum(1)
+            apart = np.minimum(np.abs(mix), np.abs(1.0 - mix)).max()
+            if np.abs(offset - mix[:, None] * line).max() < 1e-4 and apart > 1e-3:
+                found.append(mix)
+    assert found, "no batch between the real and the drawn images was judged"
+    mix = np.float32(found[0])
+    assert mix.min() >= 0.0
+    assert mix.max() <= 1.0
+    assert len(np.unique(mix)) == len(mix)
+    return mix
+
+
+def _penalised(loss):
+    """The first of every `penalty_interval` groups."""
+    images = np.arange(BATCH)
+    return images[images // GROUP % loss.penalty_interval == 0]
+
+
+def _plain_update(networks, state, real, abnormal, z, alpha, loss, mix):
+    """The update written straight from the equations: two losses, two gradients, two descents."""
+
+    def logits(params, x):
+        return networks.discriminate(params, x, alpha).logits
+
+    def log_d(s):  # log D(x) with D = 1 / (1 + exp(-s))
+        return -jnp.log1p(jnp.exp(-s))
+
+    def d_loss(params):
+        fake = networks.generate(state.params.generator, z, alpha)
+        s_real, s_fake, s_abnormal = (logits(params, x) for x in (real, fake, abnormal))
+        if loss.objective == "wgan_gp":
+            value = (
+                s_real.mean() - loss.gamma * s_fake.mean() - (1 - loss.gamma) * s_abnormal.mean()
+            )
+            drift = loss.drift_weight * (s_real**2).mean()
+        else:
+            weight = {"equation_15": loss.gamma, "equation_18": 1.0}[loss.objective]
+            value = weight * log_d(s_real).mean() + loss.gamma * log_d(-s_fake).mean()
+            value = value + (1 - loss.gamma) * log_d(-s_abnormal).mean()
+            drift = 0.0
+        kept = _penalised(loss)
+        at = jnp.asarray(real)[kept]
+        if mix is not None:
+            at = mix[:, None, None, None] * (at - fake[kept]) + fake[kept]
+        slope = jax.grad(lambda x: logits(params, x).sum())(at)
+        square = (slope**2).sum((1, 2, 3))
+        deviation = (square**0.5 - 1) ** 2
+        penalty = square.mean() / 2 if loss.penalty == "r1" else deviation.mean()
+        weight = loss.penalty_weight * (loss.gamma if loss.penalty == "r1" else 1.0)
+        return -value + drift + weight * penalty
+
+    def descend(params, gradient):
+        return jax.tree.map(lambda p, g: p - RATE * g, params, gradient)
+
+    params_d = descend(state.params.discriminator, jax.grad(d_loss)(state.params.discriminator))
+
+    def g_loss(params):
+        s = logits(params_d, networks.generate(params, z, alpha))
+        return -s.mean() if loss.objective == "wgan_gp" else -log_d(s).mean()
+
+    params_g = descend(state.params.generator, jax.grad(g_loss)(state.params.generator))
+    params = type(state.params)(params_g, params_d)
+    fake = networks.generate(state.params.generator, z, alpha)
+    said = [
+        networks.discriminate(state.params.discriminator, x, alpha) for x in (real, fake, abnormal)
+    ]
+    return params, g_loss(state.params.generator), said
+
+
+# Between them: both penalties, every image and every second group, fading and not, both losses.
+CASES = {
+    "r1": (True, LossConfig(gamma=0.3, objective="equation_18", penalty="r1")),
+    "lazy gp": (
+        False,
+        LossConfig(
+            gamma=0.4, objective="wgan_gp", penalty="gp", penalty_interval=2, drift_weight=0.02
+        ),
+    ),
+}
+NAMES = {
+    "d_loss",
+    "d_real",
+    "d_fake",
+    "d_abnormal",
+    "d_accuracy_real",
+    "d_accuracy_fake",
+    "d_accuracy_abnormal",
+    "d_penalty",
+    "g_loss",
+    "g_spread",
+    "d_gradient_norm",
+    "g_gradient_norm",
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_an_update_is_the_one_that_the_equations_give(case):
+    fading, loss = CASES[case]
+    alpha = 0.3
+    networks, state = _networks(fading=fading), _start(fading)
+    observed = _observe(networks)
+    got, metrics = jax.jit(_make(observed, loss))(
+        state, REAL, ABNORMAL, jnp.float32(alpha), jax.random.key(3)
+    )
+    jax.effects_barrier()
+
+    z = observed.latents[0]
+    assert all(np.array_equal(z, again) for again in observed.latents)
+    assert z.shape == (BATCH, 16)
+    assert len({row.tobytes() for row in z}) == BATCH
+    np.testing.assert_allclose((z**2).sum(1), 16.0, rtol=1e-5)
+
+    real, abnormal = (np.float32(x / 127.5 - 1.0) for x in (REAL, ABNORMAL))
+    if fading:
+        real, abnormal = _blend(real, alpha), _blend(abnormal, alpha)
+    fake = np.asarray(jax.jit(networks.generate)(state.params.generator, z, alpha))
+    mix, kept = None, _penalised(loss)
+    if loss.penalty == "gp":
+        mix = _mixing_numbers(observed.images, real[kept], fake[kept])
+
+    params, g_loss, (out_real, out_fake, out_abnormal) = jax.jit(
+        lambda state: _plain_update(networks, state, real, abnormal, z, alpha, loss, mix)
+    )(state)
+    assert_same_update(state.params, got.params, params)
+    average = jax.tree.map(lambda a, p: DECAY * a + (1 - DECAY) * p, state.average, params)
+    assert_same_update(state.average, got.average, average)
+    assert int(got.step) == int(state.step) + 1
+
+    # The reference holds what D said before its update, the statistic included.
+    y = np.asarray(out_real.features[4], np.float64).reshape(BATCH // GROUP, GROUP, -1)
+    expected = {
+        "stddev": np.sqrt(y.var(axis=1) + 1e-8).mean(),
+        "logit_real": out_real.logits.mean(),
+        "logit_fake": out_fake.logits.mean(),
+    }
+    np.testing.assert_allclose(got.reference.weight, 1 - DECAY, rtol=1e-6)
+    for name, value in expected.items():
+        np.testing.assert_allclose(got.reference.mean(name), value, rtol=1e-4, atol=1e-6)
+
+    assert set(metrics) == NAMES
+    assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
+    terms = [metrics[name] for name in ("d_real", "d_fake", "d_abnormal")]
+    np.testing.assert_allclose(metrics["d_loss"], sum(terms), rtol=1e-5)
+    np.testing.assert_allclose(metrics["g_loss"], g_loss, rtol=1e-4)
+    np.testing.assert_allclose(metrics["g_spread"], fake.std(axis=0).mean(), rtol=1e-4)
+    for name, old, new in zip("gd", state.params, params, strict=True):
+        squares = jax.tree.map(lambda a, b: np.sum(((a - b) / RATE) ** 2), old, new)
+        norm = sum(jax.tree.leaves(squares)) ** 0.5
+        np.testing.assert_allclose(metrics[f"{name}_gradient_norm"], norm, rtol=1e-4)
+    right = {
+        "real": np.asarray(out_real.logits) > 0,
+        "fake": np.asarray(out_fake.logits) < 0,
+        "abnormal": np.asarray(out_abnormal.logits) < 0,
+    }
+    for name, hits in right.items():
+        np.testing.assert_allclose(metrics[f"d_accuracy_{name}"], hits.mean(), atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------
+# Devices, compilation, buffers
+# ---------------------------------------------------------------------------------------------
+
+ALPHAS = (0.25, 0.75)
+
+
+def _run(step, mesh, fading):
+    state = replicate(_copy(_start(fading)), mesh)
+    for alpha in ALPHAS:
+        given = state
+        state, metrics = step(
+            given, shard(REAL, mesh), shard(ABNORMAL, mesh), jnp.float32(alpha), KEY
+        )
+        # Collective steps of virtual devices must not pile up.
+        jax.block_until_ready(state)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+    return jax.tree.map(np.asarray, (state, metrics))
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_1_2_and_8_devices_give_the_same_updates_with_one_compilation_and_donated_buffers(case):
+    fading, loss = CASES[case]
+    results = {}
+    for count in (1, 2, 8):
+        chex.clear_trace_counter()
+        step, mesh = _on_devices(loss, fading, count)
+        results[count] = _run(step, mesh, fading)
+        # Two alphas and two steps went through one program.
+        assert step._cache_size() == 1
+    want, want_metrics = results[1]
+    changed = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(),
+        want.params,
+        jax.tree.map(np.asarray, _start(fading).params),
+    )
+    assert min(jax.tree.leaves(changed.discriminator)) > 0
+    for count in (2, 8):
+        got, metrics = results[count]
+        assert_same_update(_start(fading), got, want, tolerance=1e-3 * len(ALPHAS))
+        for name, value in metrics.items():
+            np.testing.assert_allclose(
+                value, want_metrics[name], rtol=1e-3, atol=1e-4, err_msg=name
+            )
+
+
+# ---------------------------------------------------------------------------------------------
+# Corners
+# ---------------------------------------------------------------------------------------------
+
+
+def _small_run(batch, abnormal, gamma=0.3):
+    """One update at resolution 4 with groups of four, without penalty."""
+    networks = _networks(resolution=4, fading=False, group=4)
+    state = jax.jit(lambda key: init_state(networks, SGD, key))(jax.random.key(1))
+    step = _make(networks, LossConfig(gamma=gamma, penalty="none"))
+    real = _bytes(4, batch)[:, :4, :4]
+    return jax.jit(step)(state, real, abnormal, jnp.float32(1.0), KEY)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_minibatch_below_a_group_never_groups_drawn_with_abnormal_images(batch):
+    dark, noise = np.zeros((batch, 4, 4, 1), np.uint8), _bytes(6, batch)[:, :4, :4]
+    _, with_dark = _small_run(batch, dark)
+    _, with_noise = _small_run(batch, noise)
+    assert abs(with_dark["d_abnormal"] - with_noise["d_abnormal"]) > 1e-4
+    np.testing.assert_allclose(with_dark["d_fake"], with_noise["d_fake"], rtol=1e-6)
+
+
+def test_gamma_1_without_abnormal_images_equals_ignoring_them():
+    without, metrics = _small_run(8, None, gamma=1.0)
+    ignored, _ = _small_run(8, _bytes(6, 8)[:, :4, :4], gamma=1.0)
+    # The update moves parameters by more than 1e-3; rounding by about 1e-7.
+    chex.assert_trees_all_close(ignored.params, without.params, rtol=1e-5, atol=1e-6)
+    assert metrics["d_abnormal"] == 0.0
+    assert "d_accuracy_abnormal" not in metrics
+    assert "d_penalty" not in metrics
+
+
+@pytest.mark.parametrize(("group", "interval"), [(4, 1), (2, 2)])
+def test_devices_that_would_cut_a_group_or_skip_a_penalty_are_refused(group, interval):
+    networks = _networks(resolution=4, fading=False, group=group)
+    state = jax.eval_shape(lambda key: init_state(networks, SGD, key), KEY)
+    step = _make(networks, LossConfig(penalty_interval=interval), axis_name=AXIS)
+    specs = (REPLICATED, SHARDED, SHARDED, REPLICATED, REPLICATED)
+    mapped = data_parallel(step, make_mesh(), specs, (REPLICATED, REPLICATED))
+    images = jax.ShapeDtypeStruct((16, 4, 4, 1), jnp.uint8)
+    with pytest.raises(
+        ValueError, match=r"growth.minibatch gives each of 8 devices 2 images.* 32;"
+    ):
+        mapped.lower(state, images, images, jnp.float32(1.0), KEY)
+
+
+def test_the_optimiser_is_adam_of_the_settings():
+    optim = OptimConfig(learning_rate=0.01, b1=0.5, b2=0.9, eps=1e-6)
+    optimizer = make_optimizer(optim)
+    p, m, v = 1.0, 0.0, 0.0
+    params, state = jnp.float32(p), optimizer.init(jnp.float32(p))
+    for t, g in enumerate((0.3, -0.2, 0.7), 1):
+        updates, state = optimizer.update(jnp.float32(g), state, params)
+        params = optax.apply_updates(params, updates)
+        m, v = 0.5 * m + 0.5 * g, 0.9 * v + 0.1 * g * g
+        p -= 0.01 * (m / (1 - 0.5**t)) / ((v / (1 - 0.9**t)) ** 0.5 + 1e-6)
+        np.testing.assert_allclose(params, p, rtol=1e-6)
+
+
+def test_bytes_and_floats_are_two_names_of_every_pixel_value():
+    values = np.arange(256, dtype=np.uint8)
+    floats = np.asarray(to_float_images(values))
+    np.testing.assert_allclose(floats, values / 127.5 - 1.0, atol=1e-6)
+    np.testing.assert_array_equal(to_byte_images(floats), values)
+    np.testing.assert_array_equal(to_byte_images(jnp.array([-3.0, 1.7])), [0, 255])
