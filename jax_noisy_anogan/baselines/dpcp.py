@@ -77,7 +77,7 @@ def normals_by_reweighting(
         _, vectors = jnp.linalg.eigh((x / jnp.maximum(distances, floor)[None]) @ x.T)
         normals = vectors[:, :count]
         distances = jnp.linalg.norm(normals.T @ x, axis=0)
-        change = jnp.abs(total - distances.sum()) / jnp.maximum(total, 1e-300)
+        change = jnp.abs(total - distances.sum()) / jnp.maximum(distances.sum(), 1e-300)
         return normals, distances, distances.sum(), k + 1, change
 
     def unfinished(state):

@@ -58,9 +58,10 @@ def load_features(path: Path) -> FeatureFile:
       DataError: the file is missing or no `.npz`, lacks `features`, or its arrays do not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: expected an .npz file; write it with numpy.savez")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: expected an .npz file; write it with numpy.savez")
+        with archive:
             if "features" not in archive:
                 raise DataError(
                     f"{path}: no array named 'features'; it holds "

@@ -56,21 +56,27 @@ def pursue(
     """The optimal values, all columns together by ADMM.
 
     The unknowns are r and the weighted miss s, so that both count alike in the objective; they are
-    projected onto X r + s / miss_weight = x_j, whose normal equations are diagonal because X has
-    orthogonal rows.
+    projected onto X r + s / miss_weight = x_j with r_jj = 0. The normal equations are diagonal,
+    because X has orthogonal rows, but for each column's own sample, which Sherman and Morrison's
+    formula takes out. (With r_jj = 0 left to the other step the two sets of ADMM are nearly
+    parallel for a sample that the others cannot express, and it oscillates.)
     """
     x, values = coordinates.columns, coordinates.singular_values[:, None]
     n = x.shape[1]
     others = 1.0 - jnp.eye(n)
     unit = 1.0 / miss_weight
+    squares = values**2 + unit**2
+    own = x / squares
+    own = own / (1.0 - (x * own).sum(axis=0, keepdims=True))
 
     def step(state):
         (r, s), (scaled_r, scaled_s), penalty, k, _ = state
         want_r, want_s = r - scaled_r, s - scaled_s
-        correction = (x @ want_r + want_s * unit - x) / (values**2 + unit**2)
-        on_r, on_s = want_r - x.T @ correction, want_s - correction * unit
+        correction = (x @ want_r + want_s * unit - x) / squares
+        correction = correction + own * (x * correction).sum(axis=0, keepdims=True)
+        on_r, on_s = others * (want_r - x.T @ correction), want_s - correction * unit
         relaxed_r, relaxed_s = over_relaxed(on_r, r), over_relaxed(on_s, s)
-        new_r = others * soft_threshold(relaxed_r + scaled_r, 1.0 / penalty)
+        new_r = soft_threshold(relaxed_r + scaled_r, 1.0 / penalty)
         new_s = shrink_columns(relaxed_s + scaled_s, 1.0 / penalty)
         scaled_r, scaled_s = scaled_r + relaxed_r - new_r, scaled_s + relaxed_s - new_s
         size = _length(new_r, new_s)

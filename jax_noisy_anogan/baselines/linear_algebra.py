@@ -116,7 +116,7 @@ def shrink_singular_values(x: Columns, amount: Array | float) -> Columns:
 
 
 def over_relaxed(updated: Array, previous: Array) -> Array:
-    """The point an ADMM step goes on from: a little beyond its first half (Boyd et al. 2011, 3.4.3)."""
+    """Where ADMM goes on from: a little beyond its first half-step (Boyd et al. 2011, 3.4.3)."""
     return _OVER_RELAXATION * updated + (1.0 - _OVER_RELAXATION) * previous
 
 

@@ -72,7 +72,7 @@ def fit(x: Columns, dimension: int, floor: float, tolerance: float, max_steps: i
         vectors = vectors[:, ::-1]
         projector = (vectors * shares[None]) @ vectors.T
         distances = jnp.linalg.norm(x - projector @ x, axis=0)
-        change = jnp.abs(total - distances.sum()) / jnp.maximum(total, 1e-300)
+        change = jnp.abs(total - distances.sum()) / jnp.maximum(distances.sum(), 1e-300)
         return projector, distances, distances.sum(), k + 1, change
 
     def unfinished(state):

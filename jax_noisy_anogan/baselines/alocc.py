@@ -1,0 +1,200 @@
+"""ALOCC (Sabokrou et al. 2018): an autoencoder R that repairs, a discriminator D that it deceives.
+
+R learns to repair noisy normal images so that D takes them for real ones. What R has not learnt it
+distorts, and D(R(x)) separates better than D(x).
+
+Differences from the original: pooling and nearest upsampling instead of strided convolutions (see
+`deep`); normalisation within an image and in R only, instead of over the batch, so that a score
+does not depend on the images beside it; a smaller width and Adam, for two CPU cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jax_noisy_anogan.baselines.deep import (
+    Batch,
+    Conv,
+    Images,
+    Scores,
+    check_images,
+    in_chunks,
+    keys_and_shuffler,
+    run_epochs,
+)
+from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.networks.layers import downsample_average, leaky_relu, upsample_nearest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How R and D are trained.
+
+    Attributes:
+      noise: standard deviation of eta in R(x + eta), pixels in [-1, 1].
+      refinement_weight: lambda of Eq. 4, which weighs |x - R(x + eta)|^2 against deceiving D.
+      refined_enough: rho; training stops after the first epoch whose mean squared error per pixel
+        is below it on the training images, and after `epochs` at the latest.
+      width: maps of the first convolution; the following ones have 2 and 4 times as many.
+    """
+
+    noise: float = 0.3
+    refinement_weight: float = 0.4
+    refined_enough: float = 0.01
+    epochs: int = 30
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    width: int = 8
+
+
+QUICK = Settings(epochs=8, width=4)
+
+
+class AloccScores(NamedTuple):
+    """Higher is more outlying: minus the logit of "real", of R(x) and of x itself."""
+
+    refined: Scores
+    direct: Scores
+
+
+class Refiner(nn.Module):
+    """R: encoder and decoder of three convolutions each; returns pixels in [-1, 1]."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Batch) -> Batch:
+        channels = x.shape[-1]
+        for factor in (1, 2, 4):
+            x = downsample_average(_layer(self.width * factor)(x))
+        for factor in (4, 2, 1):
+            x = upsample_nearest(_layer(self.width * factor)(x))
+        return jnp.tanh(Conv(channels)(x))
+
+
+class Judge(nn.Module):
+    """D: the logit of "real"."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Batch) -> Float[Array, "batch"]:
+        for factor in (1, 2, 4):
+            x = downsample_average(leaky_relu(Conv(self.width * factor)(x)))
+        return nn.Dense(1, use_bias=False)(x.reshape(len(x), -1))[:, 0]
+
+
+def _layer(features: int) -> nn.Sequential:
+    return nn.Sequential([Conv(features), _normalise, leaky_relu])
+
+
+def _normalise(x: Batch) -> Batch:
+    """Zero mean and unit variance of each map within each image."""
+    mean = x.mean(axis=(1, 2), keepdims=True)
+    variance = jnp.square(x - mean).mean(axis=(1, 2), keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-3)
+
+
+class Training(NamedTuple):
+    refiner: Any
+    judge: Any
+    refiner_optimizer: Any
+    judge_optimizer: Any
+    key: PRNGKeyArray
+
+
+def fit_score(
+    train_images: Images,
+    test_images: Images,
+    *,
+    seed: int,
+    settings: Settings = Settings(),
+) -> AloccScores:
+    """Train R and D on `train_images`, taken as normal; score `test_images` without noise.
+
+    When training stops depends on the training images alone, see `Settings.refined_enough`.
+
+    Raises:
+      DataError: no training image, or see `check_images`.
+    """
+    check_images(train_images=train_images, test_images=test_images)
+    if not len(train_images):
+        raise DataError("ALOCC: no training images")
+    refiner, judge = Refiner(settings.width), Judge(settings.width)
+    optimizer = optax.adam(settings.learning_rate, b1=0.5)
+    key, rng = keys_and_shuffler(seed)
+    key_r, key_d, key = jax.random.split(key, 3)
+    first = jnp.asarray(train_images[:1])
+    params_r, params_d = refiner.init(key_r, first), judge.init(key_d, first)
+    start = Training(params_r, params_d, optimizer.init(params_r), optimizer.init(params_d), key)
+    state, _ = run_epochs(
+        jax.jit(partial(_step, refiner, judge, optimizer, settings)),
+        start,
+        (train_images,),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        rng=rng,
+        finished=lambda error: error < settings.refined_enough,
+    )
+
+    @jax.jit
+    def logits(x: Batch) -> Float[Array, "batch 2"]:
+        refined = refiner.apply(state.refiner, x)
+        return jnp.stack([judge.apply(state.judge, image) for image in (refined, x)], axis=1)
+
+    found = -in_chunks(logits, test_images)
+    return AloccScores(found[:, 0], found[:, 1])
+
+
+def judge_loss(real: Float[Array, "batch"], refined: Float[Array, "batch"]) -> Float[Array, ""]:
+    """-E log D(x) - E log(1 - D(R(x + eta))), of logits: what D minimises of Eq. 2."""
+    return jax.nn.softplus(-real).mean() + jax.nn.softplus(refined).mean()
+
+
+def refiner_loss(
+    refined: Float[Array, "batch"], error: Float[Array, ""], weight: float
+) -> Float[Array, ""]:
+    """-E log D(R(x + eta)) + weight * error: Eq. 4 for R, its adversarial part non-saturating."""
+    return jax.nn.softplus(-refined).mean() + weight * error
+
+
+def _step(
+    refiner: Refiner,
+    judge: Judge,
+    optimizer: optax.GradientTransformation,
+    settings: Settings,
+    state: Training,
+    x: Batch,
+) -> tuple[Training, Array]:
+    """One update of D, then one of R; also returns the mean squared error per pixel."""
+    key, noise_key = jax.random.split(state.key)
+    noisy = x + settings.noise * jax.random.normal(noise_key, x.shape)
+    refined = refiner.apply(state.refiner, noisy)
+
+    def loss_d(params):
+        return judge_loss(judge.apply(params, x), judge.apply(params, refined))
+
+    change, judge_state = optimizer.update(jax.grad(loss_d)(state.judge), state.judge_optimizer)
+    params_d = optax.apply_updates(state.judge, change)
+
+    def loss_r(params):
+        drawn = refiner.apply(params, noisy)
+        square = jnp.square(x - drawn)
+        # The norm of Eq. 3 sums over the pixels of an image.
+        error = square.sum(axis=(1, 2, 3)).mean()
+        return refiner_loss(
+            judge.apply(params_d, drawn), error, settings.refinement_weight
+        ), square.mean()
+
+    gradient, error = jax.grad(loss_r, has_aux=True)(state.refiner)
+    change, refiner_state = optimizer.update(gradient, state.refiner_optimizer)
+    params_r = optax.apply_updates(state.refiner, change)
+    return Training(params_r, params_d, refiner_state, judge_state, key), error

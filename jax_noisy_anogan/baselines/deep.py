@@ -1,0 +1,150 @@
+"""What the deep competitors share: layers, the epoch loop, scoring in chunks.
+
+Images are float32 in [-1, 1], `[batch, height, width, channels]`, square, their side a multiple
+of 8.
+
+Strided convolutions of the original networks are convolutions of stride 1 with pooling, because
+`conv2d` (fast in both directions on CPU) has stride 1 only. For the same reason one minibatch is
+one jitted call: inside `scan` XLA's CPU compiler takes its slow path for the kernels' gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.networks.layers import conv2d
+
+Images = Float[np.ndarray, "n height width channels"]
+Scores = Float[np.ndarray, " n"]
+Batch = Float[Array, "batch height width channels"]
+State = TypeVar("State")
+
+_CHUNK = 256
+
+
+class Conv(nn.Module):
+    """Convolution of stride 1 that keeps the size; He-initialised."""
+
+    features: int
+    kernel_size: int = 5
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Batch) -> Float[Array, "batch height width features"]:
+        size = self.kernel_size
+        shape = (size, size, x.shape[-1], self.features)
+        y = conv2d(x, self.param("kernel", nn.initializers.he_normal(), shape))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (1, 1, 1, self.features))
+        return y
+
+
+def max_pool(x: Batch) -> Float[Array, "batch height/2 width/2 channels"]:
+    """Halve height and width by the maximum of 2 x 2 pixels."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+
+
+def check_images(**parts: Images) -> None:
+    """Make sure that all parts hold images of one kind; a part may be empty.
+
+    Raises:
+      DataError: wrong axes, type, range or side, or the parts differ.
+    """
+    shapes = {name: images.shape[1:] for name, images in parts.items()}
+    for name, images in parts.items():
+        if images.ndim != 4 or images.dtype != np.float32:
+            raise DataError(
+                f"{name}: expected float32 images [n, height, width, channels], got "
+                f"{images.dtype} of shape {images.shape}"
+            )
+        height, width = images.shape[1:3]
+        if height != width or height % 8:
+            raise DataError(
+                f"{name}: images are {height} x {width}: expected squares whose side is a "
+                "multiple of 8"
+            )
+        if images.size and not (images.min() >= -1.0 and images.max() <= 1.0):
+            raise DataError(f"{name}: pixels reach outside [-1, 1] or are not finite")
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"images of different shapes: {shapes}")
+
+
+def minibatches(
+    rng: np.random.Generator, count: int, batch_size: int
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    """One epoch of shuffled indices, all minibatches of one size.
+
+    The last one is filled up with further random examples, so that every example is used and one
+    compiled program serves all.
+    """
+    batch_size = min(batch_size, count)
+    order = rng.permutation(count)
+    missing = -count % batch_size
+    order = np.concatenate([order, rng.permutation(count)[:missing]])
+    yield from order.reshape(-1, batch_size)
+
+
+def run_epochs(
+    step: Callable[..., tuple[State, Array]],
+    state: State,
+    arrays: tuple[np.ndarray, ...],
+    *,
+    epochs: int,
+    batch_size: int,
+    rng: np.random.Generator,
+    finished: Callable[[float], bool] = lambda value: False,
+) -> tuple[State, list[float]]:
+    """`state, value = step(state, *minibatch)` through all epochs.
+
+    Args:
+      finished: stops the training early; is asked after each epoch with the mean of `value`, which
+        is measured on training images only.
+
+    Returns:
+      The last state, and the mean of `value` in every epoch.
+
+    Raises:
+      FloatingPointError: the value is no longer finite.
+    """
+    curve: list[float] = []
+    for epoch in range(epochs):
+        values = []
+        for indices in minibatches(rng, len(arrays[0]), batch_size):
+            state, value = step(state, *(array[indices] for array in arrays))
+            values.append(value)
+        curve.append(float(np.mean(jax.device_get(values))))
+        if not np.isfinite(curve[-1]):
+            raise FloatingPointError(
+                f"training diverged: value {curve[-1]} in epoch {epoch}; lower the learning rate"
+            )
+        if finished(curve[-1]):
+            break
+    return state, curve
+
+
+def in_chunks(
+    function: Callable[[Batch], Array], images: Images
+) -> Float[np.ndarray, "n *features"]:
+    """`function` of all images, a fixed number at a time."""
+    padded = np.concatenate(
+        [images, np.zeros_like(images, shape=(-len(images) % _CHUNK, *images.shape[1:]))]
+    )
+    parts = [
+        np.asarray(function(jnp.asarray(c)))
+        for c in np.split(padded, max(1, len(padded) // _CHUNK))
+    ]
+    return np.concatenate(parts)[: len(images)]
+
+
+def keys_and_shuffler(seed: int) -> tuple[Any, np.random.Generator]:
+    """The two sources of randomness of a run: initial parameters and noise; order of examples."""
+    return jax.random.key(seed), np.random.Generator(np.random.PCG64(seed))
