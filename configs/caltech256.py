@@ -8,11 +8,11 @@ they are left out and listed (--config.data.on_bad_image=raise stops at the firs
     python -m jax_noisy_anogan.describe --config configs/caltech256.py --config.data.root=FOLDER
 """
 
-from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig
+from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig, variant
 
 
-def get_config() -> Config:
-    return Config(
+def get_config(name: str = "") -> Config:
+    config = Config(
         data=DataConfig(
             name="caltech256",
             channels=3,
@@ -21,3 +21,4 @@ def get_config() -> Config:
         ),
         growth=GrowthConfig(resolution=64),
     )
+    return variant(config, name)

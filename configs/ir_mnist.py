@@ -6,11 +6,11 @@ drawn from MNIST: --config.data.generated_images=5000 --config.data.generated_ab
     python -m jax_noisy_anogan.describe --config configs/ir_mnist.py --config.data.root=FOLDER
 """
 
-from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig
+from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig, variant
 
 
-def get_config() -> Config:
-    return Config(
+def get_config(name: str = "") -> Config:
+    config = Config(
         data=DataConfig(
             name="ir_mnist",
             train_fraction=0.9,
@@ -18,3 +18,4 @@ def get_config() -> Config:
         ),
         growth=GrowthConfig(resolution=256, minibatch={"256": 16}),
     )
+    return variant(config, name)

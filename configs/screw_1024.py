@@ -3,11 +3,11 @@
 python -m jax_noisy_anogan.describe --config configs/screw_1024.py --config.data.root=FOLDER
 """
 
-from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig
+from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig, variant
 
 
-def get_config() -> Config:
-    return Config(
+def get_config(name: str = "") -> Config:
+    config = Config(
         data=DataConfig(
             name="image_folder",
             layout="mvtec",
@@ -15,3 +15,4 @@ def get_config() -> Config:
         ),
         growth=GrowthConfig(resolution=1024, minibatch={"256": 16, "512": 8, "1024": 4}),
     )
+    return variant(config, name)
