@@ -3,13 +3,15 @@
 Layout: `workdir/checkpoints/<step>/{state,data,meta}`: `state` holds the arrays, `data` the place
 of the input streams, `meta` where the schedule stands and a checksum of the arrays. Saves are
 asynchronous and appear under their final name only when complete, so a kill during a save leaves
-the previous checkpoint in place. A checkpoint that cannot be read, or whose checksum is wrong, is
+the previous checkpoint in place. A checkpoint that cannot be read, or whose checksums are wrong, is
 moved to `workdir/damaged_checkpoints` and the one before it is used.
 """
 
 from __future__ import annotations
 
 import errno
+import json
+import logging as python_logging
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+
+from jax_noisy_anogan import parallel
 
 State = TypeVar("State")
 
@@ -53,14 +57,24 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run; use as a context manager, leaving waits for the last save."""
+    """The checkpoints of one run; use as a context manager, leaving waits for the last save.
 
-    def __init__(self, workdir: Path, *, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=True
+    Args:
+      keep: older ones are deleted; with 1 there is nothing to fall back to.
+      read_only: for runs that this process does not train: nothing is written, moved or deleted.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
+        options = (
+            ocp.CheckpointManagerOptions(read_only=True, create=False)
+            if read_only
+            else ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, cleanup_tmp_directories=True
+            )
         )
         self._workdir = workdir.absolute()
         self._folder = self._workdir / "checkpoints"
+        self._read_only = read_only
         self._manager = ocp.CheckpointManager(
             self._folder, options=options, item_names=("state", "data", "meta")
         )
@@ -69,6 +83,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is parallel.LostProcessError:
+            return  # orbax would wait for the lost process
         try:
             self._writing(self._manager.wait_until_finished)
         except CheckpointError:
@@ -105,8 +121,10 @@ class Checkpoints:
         # donated buffers, would write into what the saving thread still reads.
         state = jax.tree.map(jnp.copy, state)
         meta = {**position._asdict(), "checksum": checksum(state), "layout": layout_of(state)}
-        self._writing(
-            lambda: self._manager.save(
+        meta["header"] = _checksum_of_json(meta, data)
+
+        def write() -> None:
+            started = self._manager.save(
                 position.step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state),
@@ -114,10 +132,15 @@ class Checkpoints:
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
-        )
+            if not started:
+                raise ValueError(f"step {position.step} is not after step {self.latest_step()}")
+
+        self._writing(write)
 
     def restore_newest(self, template_of: Callable[[Position], Any]) -> Restored | None:
         """Read the newest checkpoint that is whole; damaged ones are set aside with a warning.
+
+        Of several processes, all use the same one: the newest that is whole for each of them.
 
         Args:
           template_of: shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) of a position's state.
@@ -132,18 +155,12 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         reasons = []
         for step in steps:
-            try:
-                restored = self._restore(step, template_of)
-            except _DamagedError as error:
-                reasons.append(f"{step}: {error}")
-                logging.warning(
-                    "checkpoint %d is damaged (%s): set aside, trying the one before it",
-                    step,
-                    error,
-                )
-                continue
-            self._set_aside([s for s in steps if s > step])
-            return restored
+            restored, reason = self._try_restore(step, template_of)
+            if restored is not None:
+                self._set_aside([s for s in steps if s > step])
+                return restored
+            reasons.append(f"{step}: {reason}")
+            logging.warning("checkpoint %d is damaged (%s): trying the one before it", step, reason)
         if steps:
             raise CheckpointError(
                 f"no checkpoint in {self._folder} can be read ({'; '.join(reasons)}): start again "
@@ -151,20 +168,39 @@ class Checkpoints:
             )
         return None
 
+    def _try_restore(
+        self, step: int, template_of: Callable[[Position], Any]
+    ) -> tuple[Restored | None, str]:
+        restored, reason = None, ""
+        try:
+            restored = self._restore(step, template_of)
+        except _DamagedError as error:
+            reason = str(error)
+        if parallel.any_process(restored is None):
+            return None, reason or "another process cannot read it"
+        return restored, ""
+
     def _set_aside(self, steps: list[int]) -> None:
-        if not steps:
+        if not steps or self._read_only:
             return
         if jax.process_index() == 0:
             aside = self._workdir / "damaged_checkpoints"
             aside.mkdir(exist_ok=True)
             for step in steps:
                 number = sum(1 for _ in aside.glob(f"{step}*"))
-                (self._folder / str(step)).rename(aside / f"{step}.{number}")
+                moved = aside / f"{step}.{number}"
+                (self._folder / str(step)).rename(moved)
+                logging.warning("the damaged checkpoint %d now lies in %s", step, moved)
+        parallel.any_process(False)  # nobody looks at the folder before it is settled
         self._manager.reload()
 
     def _restore(self, step: int, template_of: Callable[[Position], Any]) -> Restored:
-        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+        items = self._read(step, meta=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
+        meta, data = items["meta"], items["data"]
         try:
+            header = meta.pop("header", None)  # None: written before there was one
+            if header is not None and _checksum_of_json(meta, data) != header:
+                raise _DamagedError("its meta data do not have the checksum stored with them")
             expected, layout = meta.pop("checksum"), meta.pop("layout")
             position = Position(**meta)
         except (TypeError, KeyError, AttributeError) as error:
@@ -180,18 +216,22 @@ class Checkpoints:
             state=ocp.args.PyTreeRestore(
                 template, restore_args=ocp.checkpoint_utils.construct_restore_args(template)
             ),
-            data=ocp.args.JsonRestore(),
         )
         if checksum(items["state"]) != expected:
-            raise _DamagedError("its arrays do not have the checksum that was stored with them")
-        return Restored(position, items["state"], items["data"])
+            raise _DamagedError("its arrays do not have the checksum stored with them")
+        return Restored(position, items["state"], data)
 
     def _read(self, step: int, **items: Any) -> Any:
+        # asyncio writes tracebacks of further arrays' errors, of which the first says enough.
+        asyncio_log = python_logging.getLogger("asyncio")
+        disabled, asyncio_log.disabled = asyncio_log.disabled, True
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax, tensorstore and JSON raise many kinds on damaged files
-            text = str(error).strip().splitlines()
-            raise _DamagedError(text[0][:200] if text else type(error).__name__) from error
+            text = str(error.__cause__ or error).strip().splitlines()
+            raise _DamagedError(text[0][:120] if text else type(error).__name__) from error
+        finally:
+            asyncio_log.disabled = disabled
 
     def _writing(self, write: Callable[[], object]) -> None:
         try:
@@ -216,6 +256,10 @@ def checksum(tree: Any) -> int:
     for leaf in jax.tree.leaves(tree):
         total = zlib.crc32(np.ascontiguousarray(_host_value(leaf)).tobytes(), total)
     return total
+
+
+def _checksum_of_json(*values: Any) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def layout_of(tree: Any) -> int:

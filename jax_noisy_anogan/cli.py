@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jax_noisy_anogan import parallel
 from jax_noisy_anogan.calibration import CalibrationError
 from jax_noisy_anogan.checkpoint import CheckpointError
 from jax_noisy_anogan.config import ConfigError
@@ -29,6 +32,8 @@ USER_ERRORS = (
 )
 # EX_TEMPFAIL of sysexits.h: run the same command again to go on.
 STOPPED = 75
+# EX_UNAVAILABLE: another process of the run is gone.
+LOST = 69
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -54,6 +59,16 @@ def define_changes() -> flags.FlagHolder[list[str]]:
     return flags.DEFINE_multi_string(
         "set", [], "Change a setting of the run, as in --set search.steps=500; may be repeated"
     )
+
+
+def define_processes() -> None:
+    """Define the flags that start a command in several processes; `run` joins them."""
+    flags.DEFINE_bool(
+        "distributed", False, "One process of many; SLURM, a TPU pod or Kubernetes says which"
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, for all processes")
+    flags.DEFINE_integer("process_count", None, "Number of processes that train together")
+    flags.DEFINE_integer("process_index", None, "Number of this process, from 0")
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -83,7 +98,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Parse the flags and run `main(positional arguments)`.
 
     A wrong flag, setting, file or checkpoint ends with one line on standard error and exit code 2,
-        an interrupt with exit code 130, training that was stopped by a signal with exit code 75.
+        an interrupt with exit code 130, training that was stopped by a signal with exit code 75,
+        a process whose peers are gone with exit code 69.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.WARNING)
@@ -145,19 +161,36 @@ def _config_path(argv: Sequence[str]) -> str:
 
 def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
     try:
+        if "process_count" in flags.FLAGS:
+            parallel.start_processes(
+                coordinator=flags.FLAGS.coordinator,
+                process_count=flags.FLAGS.process_count,
+                process_index=flags.FLAGS.process_index,
+                detect=flags.FLAGS.distributed,
+            )
         main(arguments)
     except USER_ERRORS as error:
         if os.environ.get("JAX_NOISY_ANOGAN_TRACEBACK"):
             raise
-        _fail(" ".join(str(error).split()))
+        _fail(_describe(error))
     except TrainingStoppedError as error:
-        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
-        sys.exit(STOPPED)
+        _fail(str(error), STOPPED)
+    except parallel.LostProcessError as error:
+        _fail(str(error), LOST)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _fail("interrupted", 130)
 
 
-def _fail(message: str) -> None:
-    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
-    sys.exit(2)
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" of {error.filename}" if error.filename else ""
+        return f"the disk{where} is full: make room, then run the same command again to go on"
+    return " ".join(str(error).split())
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized() and code != STOPPED:
+        # The usual end would wait for the other processes, which wait for this one.
+        os._exit(code)
+    sys.exit(code)

@@ -28,7 +28,7 @@ def load_model(workdir: Path, config: Config | None = None) -> Model:
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoint: train first")
     mesh = parallel.make_mesh()
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.restore_newest(
             lambda position: trainer.state_template(config, schedule.phases[position.phase], mesh)
         )
@@ -45,4 +45,4 @@ def load_model(workdir: Path, config: Config | None = None) -> Model:
 def model_of(config: Config, state: TrainState) -> Model:
     """The model of the state after the last update."""
     networks = trainer.networks_of(config, make_schedule(config.growth).phases[-1])
-    return Model(networks, state.average, state.reference)
+    return Model(networks, *parallel.local_copy((state.average, state.reference)))

@@ -1,4 +1,4 @@
-"""Mapping over devices: one mesh, one helper.
+"""Mapping over devices and processes: one mesh, one helper, one start-up.
 
 `data_parallel` is what `jax.pmap` has been since JAX 0.10 (a jit of shard_map), without the leading
 device axis on replicated values; a test holds the two equal. Inside a mapped function gradients
@@ -8,16 +8,145 @@ that right, with the default the same line returns gradients too large by the nu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jax_noisy_anogan.config import ConfigError
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(AXIS)
+
+# A process that is silent for so long counts as dead. Compiling and reading do not stop the beat.
+HEARTBEAT_SECONDS = 60
+# Processes that are done wait for the first one, which still draws and writes.
+SHUTDOWN_SECONDS = 24 * 3600
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
+def start_processes(
+    *,
+    coordinator: str | None = None,
+    process_count: int | None = None,
+    process_index: int | None = None,
+    detect: bool = False,
+) -> None:
+    """Join the other processes of a run; before any other use of JAX.
+
+    Without arguments, `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` of the
+    environment are used, and where they are not set either, the process stays alone.
+
+    Args:
+      coordinator: HOST:PORT of the first process.
+      detect: find out everything from SLURM, a TPU pod, Kubernetes or Open MPI.
+
+    Raises:
+      ConfigError: an argument is missing or wrong, or the others cannot be reached.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    process_count = _from_environment(process_count, "JAX_NUM_PROCESSES")
+    process_index = _from_environment(process_index, "JAX_PROCESS_ID")
+    given = (coordinator, process_count, process_index)
+    if not detect:
+        if given == (None, None, None):
+            return
+        if coordinator is None or process_count is None or process_index is None:
+            raise ConfigError(
+                "--coordinator, --process_count and --process_index belong together: give all "
+                "three, or --distributed to detect them"
+            )
+        host, colon, port = coordinator.rpartition(":")
+        if not (host and colon and port.isdigit()):
+            raise ConfigError(f"--coordinator={coordinator}: expected HOST:PORT")
+        if not 0 <= process_index < process_count:
+            raise ConfigError(
+                f"--process_index={process_index}: expected 0 to {process_count - 1}, below "
+                "--process_count"
+            )
+    try:
+        jax.distributed.initialize(
+            *given,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    # JAX's own errors and gRPC's are of many kinds.
+    except Exception as error:
+        raise ConfigError(
+            f"the processes of the run cannot be joined ({_first_line(error)}): start as many as "
+            "--process_count says, all with the same --coordinator"
+        ) from error
+
+
+def _from_environment(value: int | None, name: str) -> int | None:
+    text = os.environ.get(name)
+    if value is not None or text is None:
+        return value
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={text} in the environment: expected a whole number") from error
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` holds in any process; all must ask."""
+    if jax.process_count() == 1:
+        return flag
+    try:
+        return bool(np.any(multihost_utils.process_allgather(np.array([flag]))))
+    except jax.errors.JaxRuntimeError as error:
+        raise lost_process(error) from error
+
+
+def on_first_process(action: Callable[[], object]) -> None:
+    """Run `action` in the first process while the others wait for its end.
+
+    Raises:
+      LostProcessError: in every other process, if `action` raised in the first one, where its own
+        error goes on.
+    """
+    error = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except Exception as raised:
+            error = raised
+    failed = any_process(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise LostProcessError("stopped, because the first process did: its message says why")
+
+
+def lost_process(error: Exception) -> LostProcessError:
+    """What a failed exchange between processes means."""
+    return LostProcessError(
+        f"another process of this run has ended or cannot be reached ({_first_line(error)}): stop "
+        "the others and start all again with the same command, training goes on from its newest "
+        "checkpoint"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+def keep_compiled(folder: str) -> None:
+    """Keep compiled programs in `folder` between runs, small ones too; "" keeps none."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -53,10 +182,17 @@ def shard(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def local_copy(tree: Any) -> Any:
+    """This process's own copy of replicated arrays, for work that the other processes skip."""
+    return jax.tree.map(
+        lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree
+    )
+
+
 def require_divisible(batch: int, mesh: Mesh, field: str) -> None:
-    """Raise ValueError unless a global batch divides evenly over the devices."""
+    """Raise ConfigError unless a global batch divides evenly over the devices."""
     if batch % mesh.size:
-        raise ValueError(
+        raise ConfigError(
             f"{field} is {batch}, which {mesh.size} devices cannot share evenly: use a multiple of "
             f"{mesh.size}"
         )

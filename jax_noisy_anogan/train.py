@@ -5,17 +5,17 @@ Run again, the same command goes on where it was stopped.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jax_noisy_anogan import cli, evaluation, model, trainer, workdir
+from jax_noisy_anogan import cli, evaluation, model, parallel, trainer, workdir
 from jax_noisy_anogan.config import Config, validate
 from jax_noisy_anogan.data import load_dataset, make_split
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir("Folder of the run; created, or continued if it is one")
+cli.define_processes()
 
 
 def run(config: Config, folder: Path, *, progress: bool = True) -> dict[str, Any]:
@@ -24,14 +24,17 @@ def run(config: Config, folder: Path, *, progress: bool = True) -> dict[str, Any
     Returns:
       What `metrics.json` holds.
     """
-    with workdir.locked(folder):
-        workdir.settle_config(folder, config)
-        if config.train.compilation_cache_dir:
-            cache = Path(config.train.compilation_cache_dir).expanduser()
-            jax.config.update("jax_compilation_cache_dir", str(cache))
+    parallel.keep_compiled(config.train.compilation_cache_dir)
+    with contextlib.ExitStack() as held:
+
+        def open_folder() -> None:
+            held.enter_context(workdir.locked(folder))
+            workdir.settle_config(folder, config)
+
+        parallel.on_first_process(open_folder)
         dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=progress)
         split = make_split(dataset, config.data)
-        split.write(folder / "split.json")
+        parallel.on_first_process(lambda: split.write(folder / "split.json"))
         state = trainer.train(config, folder, dataset, split, progress=progress)
         trained = model.model_of(config, state)
         return evaluation.evaluate(config, folder, dataset, split, trained, progress=progress)
@@ -41,8 +44,9 @@ def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments)
     folder = Path(_WORKDIR.value).expanduser()
     results = run(validate(_CONFIG.value), folder)
-    cli.print_results(results)
-    print(f"results: {folder / 'report.html'}, {folder / 'metrics.json'}")
+    if results:  # only the first process has any
+        cli.print_results(results)
+        print(f"results: {folder / 'report.html'}, {folder / 'metrics.json'}")
 
 
 if __name__ == "__main__":

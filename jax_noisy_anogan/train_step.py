@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jax_noisy_anogan import losses
-from jax_noisy_anogan.config import LossConfig, OptimConfig
+from jax_noisy_anogan.config import ConfigError, LossConfig, OptimConfig
 from jax_noisy_anogan.networks import (
     NetworkParams,
     Networks,
@@ -140,7 +140,7 @@ def make_train_step(
 
     Returns:
       A pure function. `key` is the run's key, the same for every step. Traced over several devices,
-      it raises ValueError where a device's part of the batch would be grouped or penalised
+      it raises ConfigError where a device's part of the batch would be grouped or penalised
       otherwise than in the whole batch.
     """
     discriminator_loss = losses.DISCRIMINATOR_LOSSES[loss.objective]
@@ -289,12 +289,12 @@ def _penalised_images(batch: int, group: int, interval: int) -> slice | Array:
 
 
 def _require_whole_groups(batch: int, group: int, interval: int, devices: int) -> None:
-    """Raise ValueError where the update would depend on the number of devices."""
+    """Raise ConfigError where the update would depend on the number of devices."""
     if devices > 1 and batch % (group * interval):
-        raise ValueError(
-            f"growth.minibatch gives each of {devices} devices {batch} images: expected a multiple "
-            f"of network.stddev_group x loss.penalty_interval ({group} x {interval}), so a "
-            f"minibatch that is a multiple of {devices * group * interval}; or use fewer devices"
+        raise ConfigError(
+            f"config.growth.minibatch gives each of {devices} devices {batch} images: expected a "
+            f"multiple of network.stddev_group x loss.penalty_interval ({group} x {interval}), so "
+            f"a minibatch that is a multiple of {devices * group * interval}; or use fewer devices"
         )
 
 

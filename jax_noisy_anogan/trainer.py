@@ -18,10 +18,11 @@ import jax
 import numpy as np
 import optax
 from absl import logging
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PRNGKeyArray
 
-from jax_noisy_anogan import parallel, pictures
+from jax_noisy_anogan import collapse, parallel, pictures
 from jax_noisy_anogan.checkpoint import Checkpoints, Position
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data import Dataset, Split, TrainingStreams
@@ -76,7 +77,8 @@ def train(
       FloatingPointError: losses or gradients stayed not finite after `train.max_rollbacks` returns.
       TrainingStoppedError: on SIGTERM or SIGINT, after a checkpoint.
       CheckpointError: checkpoints cannot be read or written.
-      ValueError: a minibatch does not divide over the devices.
+      ConfigError: a minibatch does not divide over the devices.
+      LostProcessError: another process of the run has ended.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
     schedule = make_schedule(config.growth)
@@ -85,7 +87,13 @@ def train(
             phase.minibatch, mesh, f"config.growth.minibatch at {phase.resolution}"
         )
     with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
-        return _Run(config, workdir, dataset, split, mesh, schedule, checkpoints, progress).finish()
+        run = _Run(config, workdir, dataset, split, mesh, schedule, checkpoints, progress)
+        try:
+            return run.finish()
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            raise parallel.lost_process(error) from error
 
 
 def networks_of(config: Config, phase: Phase) -> Networks:
@@ -134,6 +142,7 @@ class _Run:
         self.show_progress = progress and jax.process_index() == 0
         self.optimizer = make_optimizer(config.optim)
         self.key = jax.random.key(config.train.seed)
+        self.monitor = collapse.Monitor()
 
     def finish(self) -> TrainState:
         now = self._restore(rollbacks=0)
@@ -154,7 +163,17 @@ class _Run:
                     now = self._run_phase(phase, now, line, stop)
                 except FloatingPointError as error:
                     now = self._roll_back(now, error)
+            # A signal may have come after the last update that could carry it.
+            if parallel.any_process(stop()):
+                raise self._stopped(now.position)
         return now.state
+
+    def _stopped(self, position: Position) -> TrainingStoppedError:
+        self.checkpoints.wait()
+        return TrainingStoppedError(
+            f"stopped at step {position.step} of {self.schedule.total_steps} with a checkpoint: "
+            "run the same command again to go on"
+        )
 
     def _restore(self, rollbacks: int) -> Progress:
         """The newest whole checkpoint, or the start of the run."""
@@ -220,30 +239,33 @@ class _Run:
             ) as writer,
         ):
             state, position = now.state, now.position
-            log = _Log(phase, writer, line, config.train.log_every_steps)
+            log = _Log(phase, writer, line, config, self.monitor)
+            # One value per device: any process can ask all of them to stop.
+            flags = {
+                asked: parallel.shard(np.full(self.mesh.local_mesh.size, asked), self.mesh)
+                for asked in (False, True)
+            }
             due = _next_checkpoint(position.images, config.train.checkpoint_every_images)
             while position.step < phase.end_step:
                 alpha = np.float32(alpha_in(phase, position.step - phase.start_step))
                 batch = parallel.shard(next(streams), self.mesh)
-                state, metrics = step_function(state, batch.normal, batch.abnormal, alpha, key)
+                state, metrics = step_function(
+                    state, batch.normal, batch.abnormal, alpha, key, flags[stop()]
+                )
                 position = position._replace(
                     step=position.step + 1, images=position.images + phase.minibatch
                 )
                 log.add(position, float(alpha), metrics)
-                stopping = stop()
                 ends = position.step == phase.end_step
-                if stopping or ends or position.images >= due:
+                if log.stopping or ends or position.images >= due:
                     log.fetch_all()  # a checkpoint never holds an update that is not finite
                     if ends:
                         self._draw_samples(phase, state)
                     self.checkpoints.save(position, state, streams.state())
                     due = _next_checkpoint(position.images, config.train.checkpoint_every_images)
-                if stopping:
-                    self.checkpoints.wait()
-                    raise TrainingStoppedError(
-                        f"stopped at step {position.step} of {self.schedule.total_steps} with a "
-                        "checkpoint: run the same command again to go on"
-                    )
+                if log.stopping:
+                    raise self._stopped(position)
+            self.monitor = log.monitor
             return Progress(position, state, streams.state())
 
     def _streams(self, phase: Phase, now: Progress) -> TrainingStreams:
@@ -270,7 +292,7 @@ class _Run:
             self.config.network.prior,
             (self.config.train.sample_images, self.config.network.latent_size),
         )
-        params = jax.tree.map(lambda leaf: leaf.addressable_data(0), state.average.generator)
+        params = parallel.local_copy(state.average.generator)
         drawn = np.asarray(to_byte_images(jax.jit(networks.generate)(params, z)))
         kind = "fade" if phase.fading else "stable"
         folder = self.workdir / "samples"
@@ -286,7 +308,12 @@ class _Run:
 def compile_step(
     config: Config, phase: Phase, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[..., Any]:
-    """The update of one phase, mapped over `mesh`; compiled at its first call."""
+    """The update of one phase, mapped over `mesh`; compiled at its first call.
+
+    Beside the arguments of the step it takes one flag per device, and beside its metrics it returns
+    whether any is set (`stopping`): all processes learn at the same step that one of them was
+    asked to stop.
+    """
     step = make_train_step(
         networks_of(config, phase),
         optimizer,
@@ -295,11 +322,17 @@ def compile_step(
         ema_decay=ema_decay_for(config.optim.ema_half_life_images, phase.minibatch),
         axis_name=parallel.AXIS,
     )
+
+    def step_and_flag(state, real, abnormal, alpha, key, asked_to_stop):
+        state, metrics = step(state, real, abnormal, alpha, key)
+        stopping = lax.pmax(asked_to_stop.any().astype(np.float32), parallel.AXIS)
+        return state, metrics | {"stopping": stopping}
+
     everywhere, split = parallel.REPLICATED, parallel.SHARDED
     return parallel.data_parallel(
-        step,
+        step_and_flag,
         mesh,
-        in_specs=(everywhere, split, split, everywhere, everywhere),
+        in_specs=(everywhere, split, split, everywhere, everywhere, split),
         out_specs=(everywhere, everywhere),
         donate_argnums=(0,),
     )
@@ -310,10 +343,24 @@ class _Log:
 
     On CPU with several virtual devices, JAX before 0.12 also deadlocks when too many steps are in
     flight.
+
+    Attributes:
+      stopping: whether a process was asked to stop, by the newest metrics that were fetched.
+      monitor: of collapse, after those.
     """
 
-    def __init__(self, phase: Phase, writer: Any, line: ProgressLine, every: int):
-        self._phase, self._writer, self._line, self._every = phase, writer, line, every
+    def __init__(
+        self,
+        phase: Phase,
+        writer: Any,
+        line: ProgressLine,
+        config: Config,
+        monitor: collapse.Monitor,
+    ):
+        self._phase, self._writer, self._line = phase, writer, line
+        self._every = config.train.log_every_steps
+        self._critic = config.loss.objective == "wgan_gp"
+        self.stopping, self.monitor = False, monitor
         self._pending: tuple[Position, float, Any] | None = None
         self._since: list[dict[str, float]] = []
         self._start = time.monotonic()
@@ -336,11 +383,13 @@ class _Log:
 
     def _take(self, position: Position, alpha: float, metrics: Any) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.stopping = values.pop("stopping") > 0
         bad = sorted(name for name, value in values.items() if not np.isfinite(value))
         if bad:
             raise FloatingPointError(
                 f"{', '.join(bad)} not finite at step {position.step} ({self._phase.name})"
             )
+        self._watch(position, values)
         self._since.append(values)
         self._line.update(
             position.images,
@@ -348,6 +397,19 @@ class _Log:
         )
         if position.step % self._every == 0 or position.step == self._phase.end_step:
             self._write(position, alpha)
+
+    def _watch(self, position: Position, values: dict[str, float]) -> None:
+        before = self.monitor.ongoing
+        self.monitor = self.monitor.update(values, self._phase.minibatch, critic=self._critic)
+        for sign in self.monitor.ongoing:
+            if sign not in before and jax.process_index() == 0:
+                logging.warning(
+                    "collapse at step %d (%s): %s, for %s images already",
+                    position.step,
+                    self._phase.name,
+                    collapse.SIGNS[sign],
+                    f"{collapse.WINDOW_IMAGES:,}",
+                )
 
     def _write(self, position: Position, alpha: float) -> None:
         seconds = time.monotonic() - self._start
@@ -362,7 +424,9 @@ class _Log:
                 "resolution": self._phase.resolution,
                 "alpha": alpha,
                 "images_per_second": len(self._since) * self._phase.minibatch / seconds,
+                "rollbacks": position.rollbacks,
                 **means,
+                **({"collapse": self.monitor.ongoing} if self.monitor.ongoing else {}),
             },
         )
         self._since, self._start = [], time.monotonic()

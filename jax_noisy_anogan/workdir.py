@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ HARMLESS = (
     "train.keep_checkpoints",
     "train.log_every_steps",
     "train.max_rollbacks",
+    "train.sample_images",
     "train.tensorboard",
     "train.compilation_cache_dir",
 )
@@ -67,7 +69,14 @@ def settle_config(workdir: Path, config: Config) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        changed = config_lib.differences(config_lib.load(workdir), config)
+        try:
+            before = config_lib.load(workdir)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{path} does not hold the run's settings ({error}): put it back, or use another "
+                "--workdir"
+            ) from error
+        changed = config_lib.differences(before, config)
         harmful = {k: v for k, v in changed.items() if not k.startswith(HARMLESS)}
         if harmful:
             fields = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in harmful.items())
@@ -81,5 +90,8 @@ def settle_config(workdir: Path, config: Config) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write through a neighbour and rename, so that a kill never leaves half a file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
