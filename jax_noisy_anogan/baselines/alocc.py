@@ -128,29 +128,17 @@ def fit_score(
     check_images(train_images=train_images, test_images=test_images)
     if not len(train_images):
         raise DataError("ALOCC: no training images")
-    refiner, judge = Refiner(settings.width), Judge(settings.width)
-    optimizer = optax.adam(settings.learning_rate, b1=0.5)
     key, rng = keys_and_shuffler(seed)
-    key_r, key_d, key = jax.random.split(key, 3)
-    first = jnp.asarray(train_images[:1])
-    params_r, params_d = refiner.init(key_r, first), judge.init(key_d, first)
-    start = Training(params_r, params_d, optimizer.init(params_r), optimizer.init(params_d), key)
     state, _ = run_epochs(
-        jax.jit(partial(_step, refiner, judge, optimizer, settings)),
-        start,
+        partial(_step, settings),
+        _initial(settings, key, jnp.asarray(train_images[:1])),
         (train_images,),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         rng=rng,
         finished=lambda error: error < settings.refined_enough,
     )
-
-    @jax.jit
-    def logits(x: Batch) -> Float[Array, "batch 2"]:
-        refined = refiner.apply(state.refiner, x)
-        return jnp.stack([judge.apply(state.judge, image) for image in (refined, x)], axis=1)
-
-    found = -in_chunks(logits, test_images)
+    found = -in_chunks(partial(_logits, settings, state), test_images)
     return AloccScores(found[:, 0], found[:, 1])
 
 
@@ -166,35 +154,54 @@ def refiner_loss(
     return jax.nn.softplus(-refined).mean() + weight * error
 
 
-def _step(
-    refiner: Refiner,
-    judge: Judge,
-    optimizer: optax.GradientTransformation,
-    settings: Settings,
-    state: Training,
-    x: Batch,
-) -> tuple[Training, Array]:
+# Settings are static arguments, so that repeated fits share their compiled programs.
+
+
+def _optimizer(settings: Settings) -> optax.GradientTransformation:
+    return optax.adam(settings.learning_rate, b1=0.5)
+
+
+@jax.jit(static_argnames="settings")
+def _initial(settings: Settings, key: PRNGKeyArray, x: Batch) -> Training:
+    key_r, key_d, key = jax.random.split(key, 3)
+    refiner = Refiner(settings.width).init(key_r, x)
+    judge = Judge(settings.width).init(key_d, x)
+    optimizer = _optimizer(settings)
+    return Training(refiner, judge, optimizer.init(refiner), optimizer.init(judge), key)
+
+
+@jax.jit(static_argnames="settings")
+def _step(settings: Settings, state: Training, x: Batch) -> tuple[Training, Array]:
     """One update of D, then one of R; also returns the mean squared error per pixel."""
+    refine, judge = Refiner(settings.width).apply, Judge(settings.width).apply
+    optimizer = _optimizer(settings)
     key, noise_key = jax.random.split(state.key)
     noisy = x + settings.noise * jax.random.normal(noise_key, x.shape)
-    refined = refiner.apply(state.refiner, noisy)
+    refined = refine(state.refiner, noisy)
 
     def loss_d(params):
-        return judge_loss(judge.apply(params, x), judge.apply(params, refined))
+        return judge_loss(judge(params, x), judge(params, refined))
 
     change, judge_state = optimizer.update(jax.grad(loss_d)(state.judge), state.judge_optimizer)
     params_d = optax.apply_updates(state.judge, change)
 
     def loss_r(params):
-        drawn = refiner.apply(params, noisy)
+        drawn = refine(params, noisy)
         square = jnp.square(x - drawn)
         # The norm of Eq. 3 sums over the pixels of an image.
         error = square.sum(axis=(1, 2, 3)).mean()
-        return refiner_loss(
-            judge.apply(params_d, drawn), error, settings.refinement_weight
-        ), square.mean()
+        loss = refiner_loss(judge(params_d, drawn), error, settings.refinement_weight)
+        return loss, square.mean()
 
     gradient, error = jax.grad(loss_r, has_aux=True)(state.refiner)
     change, refiner_state = optimizer.update(gradient, state.refiner_optimizer)
     params_r = optax.apply_updates(state.refiner, change)
     return Training(params_r, params_d, refiner_state, judge_state, key), error
+
+
+@jax.jit(static_argnames="settings")
+def _logits(settings: Settings, state: Training, x: Batch) -> Float[Array, "batch 2"]:
+    """Of R(x) and of x."""
+    refined = Refiner(settings.width).apply(state.refiner, x)
+    judge = Judge(settings.width).apply
+    return jnp.stack([judge(state.judge, image) for image in (refined, x)], axis=1)

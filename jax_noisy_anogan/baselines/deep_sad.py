@@ -185,35 +185,49 @@ def _adam(learning_rate: optax.ScalarOrSchedule, decay: float) -> optax.Gradient
     return optax.chain(optax.add_decayed_weights(decay), optax.adam(learning_rate))
 
 
+# Settings are static arguments, so that the fits of a sweep share their compiled programs.
+
+
+def _autoencoder_adam(settings: Settings) -> optax.GradientTransformation:
+    return _adam(settings.learning_rate, settings.autoencoder_weight_decay)
+
+
+def _encoder_adam(settings: Settings, milestone: int) -> optax.GradientTransformation:
+    rate = optax.piecewise_constant_schedule(settings.learning_rate, {milestone: 0.1})
+    return _adam(rate, settings.weight_decay)
+
+
 def _pretrain(
     images: Images, key: Array, rng: np.random.Generator, settings: Settings
 ) -> tuple[Any, Any]:
     """First stage: the encoder of an autoencoder by squared error."""
-    network = Autoencoder(images.shape[-1], images.shape[1])
-    variables = network.init(key, jnp.asarray(images[:1]), False)
-    optimizer = _adam(settings.learning_rate, settings.autoencoder_weight_decay)
-
-    @jax.jit
-    def step(state: Training, x: Batch) -> tuple[Training, Array]:
-        def loss(params):
-            drawn, changed = network.apply(
-                {"params": params, "batch_stats": state.statistics}, x, True, mutable="batch_stats"
-            )
-            return jnp.square(drawn - 0.5 * (x + 1.0)).mean(), changed["batch_stats"]
-
-        return _updated(state, loss, optimizer)
-
-    params = variables["params"]
-    state = Training(params, variables["batch_stats"], optimizer.init(params))
     state, _ = run_epochs(
-        step,
-        state,
+        partial(_autoencoder_step, settings),
+        _initial(settings, key, jnp.asarray(images[:1])),
         (images,),
         epochs=settings.autoencoder_epochs,
         batch_size=settings.batch_size,
         rng=rng,
     )
     return state.params["encoder"], state.statistics["encoder"]
+
+
+@jax.jit(static_argnames="settings")
+def _initial(settings: Settings, key: Array, x: Batch) -> Training:
+    variables = Autoencoder(x.shape[-1], x.shape[1]).init(key, x, False)
+    params = variables["params"]
+    return Training(params, variables["batch_stats"], _autoencoder_adam(settings).init(params))
+
+
+@jax.jit(static_argnames="settings")
+def _autoencoder_step(settings: Settings, state: Training, x: Batch) -> tuple[Training, Array]:
+    def loss(params):
+        drawn, changed = Autoencoder(x.shape[-1], x.shape[1]).apply(
+            {"params": params, "batch_stats": state.statistics}, x, True, mutable="batch_stats"
+        )
+        return jnp.square(drawn - 0.5 * (x + 1.0)).mean(), changed["batch_stats"]
+
+    return _updated(state, loss, _autoencoder_adam(settings))
 
 
 def _train(
@@ -226,33 +240,35 @@ def _train(
     settings: Settings,
 ) -> tuple[Any, Any]:
     """Second stage: Eq. 7."""
-    network = Encoder()
-    steps = -(-len(images) // min(settings.batch_size, len(images)))
-    rate = optax.piecewise_constant_schedule(
-        settings.learning_rate, {settings.milestone * steps: 0.1}
-    )
-    optimizer = _adam(rate, settings.weight_decay)
-
-    @jax.jit
-    def step(state: Training, x: Batch, known_abnormal: Array) -> tuple[Training, Array]:
-        def loss(params):
-            phi, changed = network.apply(
-                {"params": params, "batch_stats": state.statistics}, x, True, mutable="batch_stats"
-            )
-            value = deep_sad_loss(phi, known_abnormal, jnp.asarray(c), settings.eta)
-            return value, changed["batch_stats"]
-
-        return _updated(state, loss, optimizer)
-
+    steps_per_epoch = -(-len(images) // min(settings.batch_size, len(images)))
+    milestone = settings.milestone * steps_per_epoch
     state, _ = run_epochs(
-        step,
-        Training(params, statistics, optimizer.init(params)),
+        partial(_encoder_step, settings, milestone, jnp.asarray(c)),
+        Training(params, statistics, _encoder_adam(settings, milestone).init(params)),
         (images, known),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         rng=rng,
     )
     return state.params, state.statistics
+
+
+@jax.jit(static_argnames=("settings", "milestone"))
+def _encoder_step(
+    settings: Settings,
+    milestone: int,
+    c: Float[Array, "representation"],
+    state: Training,
+    x: Batch,
+    known_abnormal: Array,
+) -> tuple[Training, Array]:
+    def loss(params):
+        phi, changed = Encoder().apply(
+            {"params": params, "batch_stats": state.statistics}, x, True, mutable="batch_stats"
+        )
+        return deep_sad_loss(phi, known_abnormal, c, settings.eta), changed["batch_stats"]
+
+    return _updated(state, loss, _encoder_adam(settings, milestone))
 
 
 def _updated(

@@ -86,29 +86,16 @@ def fit_score(
     abnormal = np.repeat([0.0, 1.0], [len(train_unlabelled), len(known_abnormal)])
     weights = np.where(abnormal, 1.0 / len(known_abnormal), 1.0 / len(train_unlabelled))
     weights *= 0.5 * len(images)
-    network = Classifier(settings.widths)
-    optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
-
-    @jax.jit
-    def step(state: Training, x: Batch, target: Array, weight: Array) -> tuple[Training, Array]:
-        def loss(params):
-            return weighted_loss(network.apply({"params": params}, x), target, weight)
-
-        value, gradient = jax.value_and_grad(loss)(state.params)
-        change, opt_state = optimizer.update(gradient, state.optimizer, state.params)
-        return Training(optax.apply_updates(state.params, change), opt_state), value
-
     key, rng = keys_and_shuffler(seed)
-    params = network.init(key, jnp.asarray(images[:1]))["params"]
     state, _ = run_epochs(
-        step,
-        Training(params, optimizer.init(params)),
+        partial(_step, settings),
+        _initial(settings, key, jnp.asarray(images[:1])),
         (images, abnormal.astype(np.float32), weights.astype(np.float32)),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         rng=rng,
     )
-    return in_chunks(jax.jit(partial(_logits, network, state.params)), test)
+    return in_chunks(partial(_logits, settings, state.params), test)
 
 
 def weighted_loss(
@@ -118,5 +105,31 @@ def weighted_loss(
     return (weight * optax.sigmoid_binary_cross_entropy(logits, target)).mean()
 
 
-def _logits(network: Classifier, params: Any, x: Batch) -> Float[Array, "batch"]:
-    return network.apply({"params": params}, x)
+# Settings are static arguments, so that the fits of a sweep share their compiled programs.
+
+
+def _optimizer(settings: Settings) -> optax.GradientTransformation:
+    return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+@jax.jit(static_argnames="settings")
+def _initial(settings: Settings, key: Array, x: Batch) -> Training:
+    params = Classifier(settings.widths).init(key, x)["params"]
+    return Training(params, _optimizer(settings).init(params))
+
+
+@jax.jit(static_argnames="settings")
+def _step(
+    settings: Settings, state: Training, x: Batch, target: Array, weight: Array
+) -> tuple[Training, Array]:
+    def loss(params):
+        return weighted_loss(_logits(settings, params, x), target, weight)
+
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    change, opt_state = _optimizer(settings).update(gradient, state.optimizer, state.params)
+    return Training(optax.apply_updates(state.params, change), opt_state), value
+
+
+@jax.jit(static_argnames="settings")
+def _logits(settings: Settings, params: Any, x: Batch) -> Float[Array, "batch"]:
+    return Classifier(settings.widths).apply({"params": params}, x)
