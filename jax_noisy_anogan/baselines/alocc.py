@@ -130,15 +130,21 @@ def fit_score(
         raise DataError("ALOCC: no training images")
     key, rng = keys_and_shuffler(seed)
     state, _ = run_epochs(
-        partial(_step, settings),
-        _initial(settings, key, jnp.asarray(train_images[:1])),
+        partial(
+            _step,
+            settings.width,
+            settings.noise,
+            settings.refinement_weight,
+            settings.learning_rate,
+        ),
+        _initial(settings.width, key, jnp.asarray(train_images[:1])),
         (train_images,),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         rng=rng,
         finished=lambda error: error < settings.refined_enough,
     )
-    found = -in_chunks(partial(_logits, settings, state), test_images)
+    found = -in_chunks(partial(_logits, settings.width, state), test_images)
     return AloccScores(found[:, 0], found[:, 1])
 
 
@@ -154,29 +160,30 @@ def refiner_loss(
     return jax.nn.softplus(-refined).mean() + weight * error
 
 
-# Settings are static arguments, so that repeated fits share their compiled programs.
+# Only the width is a static argument, so that most fits share their compiled programs.
 
 
-def _optimizer(settings: Settings) -> optax.GradientTransformation:
-    return optax.adam(settings.learning_rate, b1=0.5)
+def _optimizer(learning_rate: float) -> optax.GradientTransformation:
+    return optax.adam(learning_rate, b1=0.5)
 
 
-@jax.jit(static_argnames="settings")
-def _initial(settings: Settings, key: PRNGKeyArray, x: Batch) -> Training:
+@jax.jit(static_argnames="width")
+def _initial(width: int, key: PRNGKeyArray, x: Batch) -> Training:
     key_r, key_d, key = jax.random.split(key, 3)
-    refiner = Refiner(settings.width).init(key_r, x)
-    judge = Judge(settings.width).init(key_d, x)
-    optimizer = _optimizer(settings)
+    refiner, judge = Refiner(width).init(key_r, x), Judge(width).init(key_d, x)
+    optimizer = _optimizer(0.0)
     return Training(refiner, judge, optimizer.init(refiner), optimizer.init(judge), key)
 
 
-@jax.jit(static_argnames="settings")
-def _step(settings: Settings, state: Training, x: Batch) -> tuple[Training, Array]:
+@jax.jit(static_argnames="width")
+def _step(
+    width: int, noise: float, weight: float, learning_rate: float, state: Training, x: Batch
+) -> tuple[Training, Array]:
     """One update of D, then one of R; also returns the mean squared error per pixel."""
-    refine, judge = Refiner(settings.width).apply, Judge(settings.width).apply
-    optimizer = _optimizer(settings)
+    refine, judge = Refiner(width).apply, Judge(width).apply
+    optimizer = _optimizer(learning_rate)
     key, noise_key = jax.random.split(state.key)
-    noisy = x + settings.noise * jax.random.normal(noise_key, x.shape)
+    noisy = x + noise * jax.random.normal(noise_key, x.shape)
     refined = refine(state.refiner, noisy)
 
     def loss_d(params):
@@ -190,7 +197,7 @@ def _step(settings: Settings, state: Training, x: Batch) -> tuple[Training, Arra
         square = jnp.square(x - drawn)
         # The norm of Eq. 3 sums over the pixels of an image.
         error = square.sum(axis=(1, 2, 3)).mean()
-        loss = refiner_loss(judge(params_d, drawn), error, settings.refinement_weight)
+        loss = refiner_loss(judge(params_d, drawn), error, weight)
         return loss, square.mean()
 
     gradient, error = jax.grad(loss_r, has_aux=True)(state.refiner)
@@ -199,9 +206,9 @@ def _step(settings: Settings, state: Training, x: Batch) -> tuple[Training, Arra
     return Training(params_r, params_d, refiner_state, judge_state, key), error
 
 
-@jax.jit(static_argnames="settings")
-def _logits(settings: Settings, state: Training, x: Batch) -> Float[Array, "batch 2"]:
+@jax.jit(static_argnames="width")
+def _logits(width: int, state: Training, x: Batch) -> Float[Array, "batch 2"]:
     """Of R(x) and of x."""
-    refined = Refiner(settings.width).apply(state.refiner, x)
-    judge = Judge(settings.width).apply
+    refined = Refiner(width).apply(state.refiner, x)
+    judge = Judge(width).apply
     return jnp.stack([judge(state.judge, image) for image in (refined, x)], axis=1)
