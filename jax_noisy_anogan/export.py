@@ -1,0 +1,323 @@
+"""One file that detects, for machines without this package: preprocessing, search, scores, map.
+
+`python -m jax_noisy_anogan.export --workdir DIR --out FOLDER` writes
+
+- `detector.stablehlo`: a compiled-on-arrival program for CPUs, CUDA GPUs and TPUs and any batch
+  size, its parameters inside;
+- `calibration.json`: that of the run;
+- `manifest.json`: what goes in and comes out, thresholds, versions, a checksum;
+- with `--onnx` also `generator.onnx` and `discriminator.onnx`, the bare networks.
+
+Where it is used, `jax` and `flatbuffers` (which `jax.export` reads its files with) are all that is
+needed; no pickle is involved:
+
+    import jax, pathlib
+    saved = bytearray(pathlib.Path("FOLDER/detector.stablehlo").read_bytes())
+    found = jax.jit(jax.export.deserialize(saved).call)(images)
+
+The first call with a batch size compiles, the next ones only run. JAX promises that a file is read
+by versions released up to six months after the one that wrote it, and by older ones of up to three
+weeks before. So a run's checkpoint is the archive and the export a product of it: export again
+after an upgrade.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax import lax
+from jax.interpreters import partial_eval
+from jaxtyping import Array, Bool, Float, UInt8
+
+from jax_noisy_anogan import cli
+from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan.calibration import CALIBRATED, Calibration
+from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.data.records import image_resolution
+from jax_noisy_anogan.evaluation import LOCAL, load_maps
+from jax_noisy_anogan.localization import (
+    MapCalibration,
+    blend_tiles,
+    calibrated_map,
+    tile_positions,
+)
+from jax_noisy_anogan.model import load_model
+from jax_noisy_anogan.scoring import Model, make_functions
+from jax_noisy_anogan.workdir import write_text
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+ARTEFACT = "detector.stablehlo"
+
+# One tile in; what `Detection` calls drawn, the difference map, and the terms.
+_Measured = tuple[UInt8[Array, "h w c"], Float[Array, "h w"], dict[str, Float[Array, ""]]]
+_FindOne = Callable[[UInt8[Array, "h w c"]], _Measured]
+
+
+def make_detect(
+    model: Model, config: Config, calibration: Calibration, maps: MapCalibration
+) -> Callable[[UInt8[Array, "batch side side channels"]], dict[str, Any]]:
+    """All of `Detector.score` after `Detector.prepare` as one pure function of the images.
+
+    Images of a tiled model are cut and blended inside, one image at a time and
+    `search.batch_size` tiles at once; those of others are searched together, so that the caller's
+    batch decides how much memory is used.
+
+    Returns:
+      A function to a dictionary with the names of `Detection`: `score`, `calibrated`,
+      `probability`, `is_abnormal` of shape `[batch]`, the same for each of `terms`, `drawn` like
+      the images, and `map` `[batch, side, side]`. There is no box, whose search is no array code.
+    """
+    side, tile = image_resolution(config.data, model.networks.resolution), model.networks.resolution
+    positions = tile_positions(side, side, tile, round(tile * config.score.tile_overlap))
+    find_tile = _find_tile(model, config)
+
+    def find_tiled(image: UInt8[Array, "side side channels"]) -> _Measured:
+        tiles = jnp.stack([image[y : y + tile, x : x + tile] for y, x in positions.tolist()])
+        drawn, difference, terms = lax.map(find_tile, tiles, batch_size=config.search.batch_size)
+        parts = jnp.concatenate([drawn.astype(jnp.float32), difference[..., None]], axis=-1)
+        whole = _blend(parts, positions, side)
+        worst = {name: values.max() for name, values in terms.items()}
+        drawn = jnp.clip(jnp.round(whole[..., :-1]), 0, 255).astype(jnp.uint8)
+        return drawn, whole[..., -1], worst
+
+    def detect(images: UInt8[Array, "batch side side channels"]) -> dict[str, Any]:
+        if len(positions) == 1:
+            drawn, difference, terms = jax.vmap(find_tile)(images)
+        else:
+            drawn, difference, terms = lax.map(find_tiled, images)
+        map = calibrated_map(difference, maps, sigma=config.score.map_sigma)
+        terms = {**terms, LOCAL: map.max(axis=(1, 2))}
+        return {
+            "score": terms["score"],
+            **_judge(calibration, terms),
+            "terms": terms,
+            "drawn": drawn,
+            "map": map,
+        }
+
+    return detect
+
+
+def export_detector(workdir: Path, out: Path, *, onnx: bool = False) -> Path:
+    """Write the detector of a finished run into the folder `out`; see the module's docstring.
+
+    Args:
+      onnx: also write the bare networks; needs the extra `onnx` of this package.
+
+    Returns:
+      The artefact's path.
+
+    Raises:
+      ConfigError, CheckpointError, CalibrationError: `workdir` is not a finished run; says why.
+      ConfigError: `onnx` without its packages.
+      OSError: `out` cannot be written.
+    """
+    config = config_lib.load(workdir)
+    calibration = Calibration.load(workdir / "calibration.json")
+    maps = load_maps(workdir / "map_calibration.npz")
+    model = load_model(workdir, config)
+    side = image_resolution(config.data, model.networks.resolution)
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, side, side, config.data.channels), jnp.uint8)
+    detect = jax.jit(make_detect(model, config, calibration, maps))
+    exported = jax.export.export(detect, platforms=PLATFORMS)(images)
+    saved = bytes(exported.serialize())
+
+    out.mkdir(parents=True, exist_ok=True)
+    if onnx:
+        export_onnx(model, out)
+    _write_bytes(out / ARTEFACT, saved)
+    calibration.save(out / "calibration.json")
+    manifest = _manifest(config, calibration, exported, side)
+    manifest["sha256"] = hashlib.sha256(saved).hexdigest()
+    write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return out / ARTEFACT
+
+
+def export_onnx(model: Model, out: Path) -> None:
+    """Write `generator.onnx` (z to an image in [-1, 1]) and `discriminator.onnx` (such an image to
+    its logit), for any batch size.
+
+    Raises:
+      ConfigError: jax2onnx is not installed.
+    """
+    try:
+        import jax2onnx
+    except ImportError as error:
+        raise ConfigError(
+            f"--onnx needs jax2onnx ({error}): pip install 'jax-noisy-anogan[onnx]'"
+        ) from error
+    networks, params, stddev = model.networks, model.params, model.reference.mean("stddev")
+
+    def generate(z: Float[Array, "batch latent"]) -> Float[Array, "batch h w c"]:
+        return networks.generate(params.generator, z)
+
+    def discriminate(x: Float[Array, "batch h w c"]) -> Float[Array, " batch"]:
+        return networks.discriminate(params.discriminator, x, stddev=stddev).logits
+
+    for function, shape, name in (
+        (generate, (networks.latent_size,), "generator"),
+        (discriminate, networks.image_shape, "discriminator"),
+    ):
+        graph = jax2onnx.to_onnx(function, [("batch", *shape)], model_name=name)
+        _write_bytes(out / f"{name}.onnx", graph.SerializeToString())
+
+
+def _find_tile(model: Model, config: Config) -> _FindOne:
+    """Search and measurement of a single tile, parameters bound as constants of the program."""
+    quiet = dataclasses.replace(config.search, record_curve=False)
+    search, measure = make_functions(model.networks, dataclasses.replace(config, search=quiet))
+    constants = jax.tree.map(np.asarray, (model.params, model.reference))
+
+    def find_tile(tile: UInt8[Array, "h w c"]) -> _Measured:
+        # Behind a barrier they are to XLA what they are to `Scorer`, values that are not known:
+        # it would spend minutes on working out what follows from a large network's parameters.
+        variables = lax.optimization_barrier(constants)
+        found = search(variables, tile[None])
+        return jax.tree.map(lambda leaf: leaf[0], measure(variables, tile[None], found.latents))
+
+    return _live(find_tile)
+
+
+def _live(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """`function` without steps that no result depends on.
+
+    XLA drops them too, but later: a search computes gradients of kernels that nobody asked for, and
+    those cannot be written down for a batch size that is not known yet.
+    """
+
+    def live(argument: Array) -> Any:
+        traced, shapes = jax.make_jaxpr(function, return_shape=True)(argument)
+        wanted = [True] * len(traced.out_avals)
+        jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, wanted, instantiate=True)
+        closed = jax.extend.core.ClosedJaxpr(jaxpr, traced.consts)
+        leaves = jax.extend.core.jaxpr_as_fun(closed)(argument)
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    return live
+
+
+def _blend(
+    tiles: Float[Array, "tiles tile tile channels"], positions: np.ndarray, side: int
+) -> Float[Array, "side side channels"]:
+    """`blend_tiles` of square images on the device."""
+    size, channels = tiles.shape[1], tiles.shape[-1]
+
+    def add(whole: Array, item: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        tile, weight, (top, left) = item
+        zero = jnp.zeros_like(top)
+        place = lax.dynamic_slice(whole, (top, left, zero), (size, size, channels))
+        place += tile * weight[..., None]
+        return lax.dynamic_update_slice(whole, place, (top, left, zero)), None
+
+    whole = jnp.zeros((side, side, channels))
+    weights = jnp.asarray(_blend_weights(positions, size, side))
+    return lax.scan(add, whole, (tiles, weights, jnp.asarray(positions, jnp.int32)))[0]
+
+
+def _blend_weights(
+    positions: np.ndarray, size: int, side: int
+) -> Float[np.ndarray, "tiles tile tile"]:
+    """What every pixel of every tile counts for in `blend_tiles`.
+
+    Blending is linear, so that these are what it makes of a tile of ones among tiles of zeros.
+    """
+    zeros, ones = np.zeros((size, size)), np.ones((size, size))
+    weights = []
+    for index, (top, left) in enumerate(positions):
+        tiles = (ones if other == index else zeros for other in range(len(positions)))
+        blended = blend_tiles(tiles, positions, (side, side))
+        weights.append(blended[top : top + size, left : left + size])
+    return np.stack(weights)
+
+
+def _judge(
+    calibration: Calibration, terms: dict[str, Float[Array, " batch"]]
+) -> dict[str, Float[Array, " batch"] | Bool[Array, " batch"]]:
+    """`calibrated`, `probability` and `is_abnormal` of `Calibration`, in float32."""
+    mean, std, weights = (
+        np.array(values, np.float32)[:, None]
+        for values in (calibration.mean, calibration.std, calibration.weights)
+    )
+    values = jnp.stack([terms[name] for name in calibration.terms])
+    standardised = (values - jnp.broadcast_to(mean, values.shape)) / std
+    calibrated = jnp.sum(weights * standardised, axis=0) + calibration.intercept
+    return {
+        "calibrated": calibrated,
+        "probability": jax.nn.sigmoid(calibrated),
+        "is_abnormal": calibrated > calibration.thresholds[CALIBRATED].chosen,
+    }
+
+
+def _manifest(
+    config: Config, calibration: Calibration, exported: jax.export.Exported, side: int
+) -> dict[str, Any]:
+    decides = calibration.thresholds[CALIBRATED].chosen
+    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    return {
+        "artefact": ARTEFACT,
+        "load": [
+            "import jax, pathlib",
+            f'saved = bytearray(pathlib.Path("{ARTEFACT}").read_bytes())',
+            "found = jax.jit(jax.export.deserialize(saved).call)(images)",
+        ],
+        "input": {
+            "images": exported.in_avals[0].str_short(),
+            "resolution": side,
+            "channels": config.data.channels,
+            "values": "0..255, rows from the top; RGB where there are 3 channels",
+            "fit": config.data.fit,
+        },
+        "outputs": jax.tree.map(lambda aval: aval.str_short(), outputs),
+        "terms": list(calibration.terms),
+        "thresholds": {
+            CALIBRATED: decides,
+            "probability": float(1.0 / (1.0 + np.exp(-np.clip(decides, -500, 500)))),
+            "map": calibration.thresholds[LOCAL].quantile,
+        },
+        "calibration": "calibration.json",
+        "search": dataclasses.asdict(config.search),
+        "platforms": list(exported.platforms),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("jax", "jaxlib", "flax", "optax", "jax-noisy-anogan")
+        }
+        | {"calling_convention": exported.calling_convention_version},
+    }
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def main() -> None:
+    """Define the flags and run the command."""
+    workdir = cli.define_workdir("Folder of a finished run")
+    out = flags.DEFINE_string("out", None, "Folder for the artefact; is created", required=True)
+    onnx = flags.DEFINE_bool("onnx", False, "Also write generator and discriminator as ONNX")
+
+    def call(arguments: list[str]) -> None:
+        cli.no_arguments(arguments)
+        source, folder = (Path(f.value).expanduser() for f in (workdir, out))
+        path = export_detector(source, folder, onnx=onnx.value)
+        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, how to load it: manifest.json")
+
+    cli.run(call)
+
+
+if __name__ == "__main__":
+    main()
