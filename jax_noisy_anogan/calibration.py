@@ -2,7 +2,8 @@
 
 Terms are standardised by validation normals. With known abnormal validation images their weights
 are those of a logistic regression (classes weighted equally, weights not negative: no term may
-speak for an image because it is unusual); with normals alone all terms weigh the same.
+speak for an image because it is unusual); with normals alone, or where no term tells the two apart,
+all terms weigh the same.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Thresholds:
     """Thresholds of one score; an image above the chosen one is called abnormal.
 
     Attributes:
-      chosen: the one that decides.
+      chosen: the one that decides: the rule's, or `quantile` where the rule's would call every
+        normal validation image abnormal.
       quantile: which normal validation images exceed at most at the chosen false-positive rate.
       best_f1, youden: best F1, and largest true minus false positive rate, on the validation
         images; None without known abnormal ones.
@@ -105,28 +107,37 @@ class Calibration:
         Raises:
           CalibrationError: the file is missing or not a calibration.
         """
+        hint = f"run `python -m jax_noisy_anogan.evaluate --workdir {path.parent}` first"
         try:
-            return cls.from_json(path.read_text())
+            return cls.from_json(path.read_text(errors="replace"))
         except OSError as error:
-            raise CalibrationError(
-                f"{path} cannot be read ({error.strerror}): run `python -m jax_noisy_anogan."
-                f"evaluate --workdir {path.parent}` first"
-            ) from error
+            raise CalibrationError(f"{path} cannot be read ({error.strerror}): {hint}") from error
+        except CalibrationError as error:
+            raise CalibrationError(f"{path} is {error}: {hint}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
         """Rebuild from JSON text.
 
         Raises:
-          CalibrationError: not a calibration.
+          CalibrationError: not a calibration, or one with a figure missing or not finite.
         """
         try:
             values = json.loads(text)
             thresholds = {k: Thresholds(**v) for k, v in values.pop("thresholds").items()}
             values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-            return cls(thresholds=thresholds, **values)
+            return cls(thresholds=thresholds, **values)._checked()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CalibrationError(f"not a calibration: {error}") from error
+            raise CalibrationError(f"not a calibration ({error})") from error
+
+    def _checked(self) -> Calibration:
+        rows = np.array([self.mean, self.std, self.weights], float)
+        chosen = [self.thresholds[name].chosen for name in (*self.terms, CALIBRATED)]
+        quantiles = [self.thresholds[name].quantile for name in (*self.terms, CALIBRATED)]
+        figures = np.array([*rows.ravel(), self.intercept, *chosen, *quantiles], float)
+        if rows.shape != (3, len(self.terms)) or not np.isfinite(figures).all():
+            raise ValueError("a figure is missing or not finite")
+        return self
 
 
 def fit(
@@ -149,20 +160,18 @@ def fit(
     """
     names = tuple(normal)
     normals, abnormals = _matrix(normal), _matrix(abnormal)
-    if len(normals) < _SMALLEST:
-        raise CalibrationError(
-            f"{len(normals)} normal validation images: at least {_SMALLEST} are needed; raise "
-            "config.data.validation_fraction"
-        )
+    require_normals(len(normals))
     if not (np.isfinite(normals).all() and np.isfinite(abnormals).all()):
         raise CalibrationError("a term of a validation image is not finite")
     mean = normals.mean(axis=0)
     # A term that is the same for all normal images still has a scale: its own size.
     std = np.maximum(normals.std(axis=0, ddof=1), 1e-6 * (1.0 + np.abs(mean)))
     z_normal, z_abnormal = (normals - mean) / std, (abnormals - mean) / std
+    weights, intercept = np.zeros(len(names)), 0.0
     if len(abnormals):
         weights, intercept = _logistic_regression(z_normal, z_abnormal)
-    else:
+    # All are zero where every term is lower for the known abnormal images: then nothing is learned.
+    if not weights.any():
         weights, intercept = _equal_weights(z_normal, false_positive_rate)
     thresholds = {
         name: _thresholds(normals[:, k], abnormals[:, k], rule, false_positive_rate)
@@ -184,9 +193,24 @@ def fit(
     )
 
 
+def require_normals(count: int) -> None:
+    """Check that there are enough normal validation images, before any work on them.
+
+    Raises:
+      CalibrationError: fewer than two.
+    """
+    if count < _SMALLEST:
+        raise CalibrationError(
+            f"{count} normal validation images: at least {_SMALLEST} are needed; raise "
+            "config.data.validation_fraction"
+        )
+
+
 def quantile_threshold(normal: Float[np.ndarray, " n"], false_positive_rate: float) -> float:
     """The smallest score of a normal image that at most this share of them exceeds."""
-    return float(np.quantile(normal, 1.0 - false_positive_rate, method="higher"))
+    # 0.29 of 100 images is 28.999999999999996 in floating point.
+    allowed = int(false_positive_rate * len(normal) + 1e-9)
+    return float(np.sort(normal)[len(normal) - 1 - allowed])
 
 
 def best_f1_threshold(normal: Float[np.ndarray, " n"], abnormal: Float[np.ndarray, " m"]) -> float:
@@ -202,15 +226,19 @@ def youden_threshold(normal: Float[np.ndarray, " n"], abnormal: Float[np.ndarray
     """The threshold of largest true minus false positive rate (Youden's J)."""
 
     def j(true_positive: np.ndarray, false_positive: np.ndarray) -> np.ndarray:
-        return true_positive / len(abnormal) - false_positive / len(normal)
+        # Both rates times both numbers: whole numbers, so that ties are exact.
+        return true_positive * len(normal) - false_positive * len(abnormal)
 
     return _best_threshold(normal, abnormal, j)
 
 
 def _best_threshold(normal: np.ndarray, abnormal: np.ndarray, quality) -> float:
     scores = np.unique(np.concatenate([normal, abnormal]))
+    middle = scores[:-1] + np.diff(scores) / 2
+    # Nothing lies between neighbouring floating-point numbers: there the lower one is the cut.
+    between = np.where(middle < scores[1:], middle, scores[:-1])
     # Below all scores, between two neighbours each; never above all, which would find nothing.
-    cuts = np.concatenate([[scores[0] - 1.0], (scores[:-1] + scores[1:]) / 2])
+    cuts = np.concatenate([[np.nextafter(scores[0], -np.inf)], between])
     above = [len(s) - np.searchsorted(np.sort(s), cuts, side="right") for s in (abnormal, normal)]
     values = quality(*above)
     # Of equally good ones the highest: fewer normal images are flagged.
@@ -225,7 +253,9 @@ def _thresholds(
         return Thresholds(quantile, quantile, None, None)
     f1, youden = best_f1_threshold(normal, abnormal), youden_threshold(normal, abnormal)
     chosen = {"quantile": quantile, "best_f1": f1, "youden": youden}[rule]
-    return Thresholds(chosen, quantile, f1, youden)
+    # Where a score does not separate, F1 is best with everything flagged: no decision at all.
+    decides = not decide(normal, chosen).all()
+    return Thresholds(chosen if decides else quantile, quantile, f1, youden)
 
 
 def _matrix(terms: Terms) -> Float[np.ndarray, "n terms"]:
@@ -254,7 +284,14 @@ def _logistic_regression(
 
     bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
     start = np.append(np.full(x.shape[1], 0.1), 0.0)
-    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    found = optimize.minimize(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 10_000},
+    )
     return found.x[:-1] / shrink, float(found.x[-1])
 
 

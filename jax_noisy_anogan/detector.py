@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan.calibration import CALIBRATED, Calibration
+from jax_noisy_anogan.calibration import Calibration
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data import DataError
 from jax_noisy_anogan.data.decode import decode_image
@@ -86,7 +87,7 @@ class Detector:
 
     def score(
         self,
-        images: Sequence[str | Path | Image] | UInt8[np.ndarray, "n h w *c"],
+        images: Iterable[str | Path | Image] | UInt8[np.ndarray, "n h w *c"],
         *,
         threshold: float | None = None,
     ) -> list[Detection]:
@@ -99,10 +100,13 @@ class Detector:
 
         Raises:
           BadImageError: a file cannot be used; names it.
-          DataError: an array is not of that form.
+          DataError: an array is not of that form, or `images` is a single image.
         """
-        prepared = (self.prepare(image) for image in images)
-        return list(self.stream(prepared, threshold=threshold, count=len(images)))
+        if isinstance(images, str | Path) or getattr(images, "ndim", 3) == 2:
+            raise DataError("one image instead of several: put it in a list, as in score([image])")
+        wanted = list(images)
+        prepared = (self.prepare(image) for image in wanted)
+        return list(self.stream(prepared, threshold=threshold, count=len(wanted)))
 
     def prepare(self, image: str | Path | Image) -> UInt8[np.ndarray, "side side channels"]:
         """Read an image and bring it to the form that the networks were trained with.
@@ -138,16 +142,16 @@ class Detector:
         held: deque[Image] = deque()
         measured: deque[Image] = deque()
 
-        def searched() -> Iterator[Image]:
+        def prepared() -> Iterator[Image]:
             for image in images:
                 held.append(image)
                 yield image
 
         def found() -> Iterator[tuple[Image, np.ndarray]]:
-            for latents in scorer.search(searched()):
+            for searched_tiles in scorer.search(prepared()):
                 image = held.popleft()
                 measured.append(image)
-                yield image, latents
+                yield image, searched_tiles.latents
 
         for result in scorer.measure(found()):
             yield self._detection(measured.popleft(), result, threshold)
@@ -200,7 +204,10 @@ def load(workdir: str | Path, *, mesh: Mesh | None = None) -> Detector:
 
 
 def _as_pixels(image: np.ndarray, channels: int) -> Image:
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+    except ValueError as error:  # lists in lists of different lengths
+        raise DataError(f"{type(image).__name__} is no image: expected an array") from error
     if array.ndim == 2:
         array = array[..., None]
     if array.dtype != np.uint8 or array.ndim != 3 or min(array.shape[:2], default=0) < 4:
@@ -213,6 +220,6 @@ def _as_pixels(image: np.ndarray, channels: int) -> Image:
     if array.shape[2] == 1:
         return np.repeat(array, channels, axis=2)
     if array.shape[2] == 3:
-        # The weights of ITU-R 601 that Pillow uses for files too.
-        return np.rint(array @ np.array([0.299, 0.587, 0.114]))[..., None].astype(np.uint8)
+        # By Pillow, as files are: a rounding of one's own would differ in the last bit.
+        return np.asarray(PIL.Image.fromarray(array).convert("L"))[..., None]
     raise DataError(f"an image array with {array.shape[2]} channels: expected 1 or 3")

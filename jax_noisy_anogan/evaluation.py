@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +27,10 @@ from jaxtyping import Bool, Float, Int
 
 from jax_noisy_anogan import calibration as calibration_lib
 from jax_noisy_anogan import pictures
-from jax_noisy_anogan.calibration import CALIBRATED, Calibration
+from jax_noisy_anogan.calibration import CALIBRATED, Calibration, CalibrationError
 from jax_noisy_anogan.checkpoint import checksum
 from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.data import Dataset, Split
+from jax_noisy_anogan.data import DataError, Dataset, Split
 from jax_noisy_anogan.data.source import digest
 from jax_noisy_anogan.localization import (
     MapCalibration,
@@ -49,13 +51,13 @@ from jax_noisy_anogan.report import (
     select_images,
     write_report,
 )
-from jax_noisy_anogan.scoring import TERMS, ImageResult, Model, Scorer
+from jax_noisy_anogan.scoring import TERMS, ImageResult, Model, Scorer, Searched
 from jax_noisy_anogan.workdir import write_text
 
 PARTS = ("validation_normal", "validation_known_abnormal", "test")
 LOCAL = "local"
 _FIGURE_5_IMAGES = 100
-_SHARD_BATCHES = 2
+_SHARD_TILES = 128
 
 
 class Scored(NamedTuple):
@@ -81,12 +83,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score validation and test images and write all results into `workdir`.
 
-    Writes `calibration.json`, `map_calibration.npz`, `metrics.json`, `scores.csv`,
-    `reconstructions.png` (Fig. 4) and `pixel_difference.png` (Fig. 5).
+    Writes `calibration.json`, `map_calibration.npz`, `metrics.json`, `scores.csv`, `report.html`,
+    `reconstructions.png` (Fig. 4), `pixel_difference.png` (Fig. 5) and, with
+    `search.record_curve`, `curve.csv`.
 
     Returns:
       What `metrics.json` holds.
+
+    Raises:
+      CalibrationError: too few normal validation images, or a score that is not finite.
     """
+    calibration_lib.require_normals(len(split.validation_normal))
     start = time.monotonic()
     scorer = Scorer(model, config)
     held_out = _HeldOut(config, workdir, dataset, split, scorer)
@@ -126,6 +133,7 @@ def evaluate(
     }
     write_text(workdir / "metrics.json", to_json(results))
     write_scores(workdir / "scores.csv", dataset, split, calibration, scored)
+    held_out.write_curve()
     held_out.draw_figures()
     held_out.write_report(calibration, test, maps, pixel)
     return results
@@ -157,12 +165,16 @@ class _HeldOut:
         self.source = dataset.source(self.resolution)
         side = self.resolution
         tiles = len(scorer.positions(side, side))
-        self.shard_images = max(1, _SHARD_BATCHES * scorer.batch_size // tiles)
+        # Not of the batch size: with other batches or devices the shards stay the same.
+        self.shard_images = max(1, _SHARD_TILES // tiles)
+        steps = config.search.steps + 1 if config.search.record_curve else None
+        self.shapes = (tiles, scorer.model.networks.latent_size), steps and (tiles, steps)
         stamp = digest(
             dataclasses.asdict(config.search) | {"batch_size": 0},
             config.score.tile_overlap,
             {name: split.part(name).tolist() for name in PARTS},
-            checksum(scorer.model.params),
+            dataset.path.name,
+            checksum((scorer.model.params, scorer.model.reference)),
         )
         self.folder = workdir / "evaluation" / f"latents-{stamp}"
 
@@ -170,7 +182,7 @@ class _HeldOut:
         """Fill in all latents that are missing; a process takes every so many-th shard."""
         self.folder.mkdir(parents=True, exist_ok=True)
         shards = self._shards()[jax.process_index() :: jax.process_count()]
-        missing = [shard for shard in shards if not shard.path.exists()]
+        missing = [shard for shard in shards if self._read(shard) is None]
         total = sum(len(shard.indices) for shard in shards)
         done = total - sum(len(shard.indices) for shard in missing)
         with ProgressLine("search", total=total, done=done, unit="images", show=progress) as line:
@@ -179,39 +191,52 @@ class _HeldOut:
                 self.source[int(index)] for shard in missing for index in shard.indices
             )
             for shard in missing:
-                latents = []
+                rows = []
                 for _ in shard.indices:
-                    latents.append(next(found))
+                    rows.append(next(found))
                     done += 1
                     line.update(done)
-                _save_npz(shard.path, latents=np.stack(latents))
+                columns = Searched(*zip(*rows, strict=True))._asdict()
+                _save_npz(
+                    shard.path,
+                    **{k: np.stack(v) for k, v in columns.items() if v[0] is not None},
+                )
 
     def results(self, indices: Int[np.ndarray, " n"]) -> Iterator[ImageResult]:
         """Measured results of held-out images, in the order asked for."""
-        latents = self._latents()
         return self.scorer.measure(
-            (self.source[int(index)], latents[int(index)]) for index in indices
+            (self.source[int(index)], self._searched[int(index)].latents) for index in indices
         )
 
     def fit_maps(self) -> MapCalibration:
         """Statistics of the difference maps of normal validation images."""
         differences = (r.difference for r in self.results(self.split.validation_normal))
-        return fit_map_calibration(
-            differences,
-            sigma=self.config.score.map_sigma,
-            per_pixel=self.dataset.tiles_per_side == 1,
-        )
+        try:
+            return fit_map_calibration(
+                differences,
+                sigma=self.config.score.map_sigma,
+                per_pixel=self.dataset.tiles_per_side == 1,
+            )
+        except ValueError as error:
+            raise CalibrationError(f"normal validation images: {error}") from error
 
     def measure(self, part: str, maps: MapCalibration) -> Scored:
-        """Every raw term of one part."""
+        """Every raw term of one part.
+
+        Raises:
+          CalibrationError: a term is not finite; names it and the image.
+        """
         indices = self.split.part(part)
-        columns: dict[str, list[float]] = {}
-        for result in self.results(indices):
-            for name, value in result.terms.items():
-                columns.setdefault(name, []).append(value)
-            columns.setdefault(LOCAL, []).append(float(self._map(result, maps).max()))
-        if not columns:
-            return Scored(indices, {name: np.zeros(0) for name in (*TERMS, LOCAL)})
+        columns: dict[str, list[float]] = {name: [] for name in (*TERMS, LOCAL)}
+        for index, result in zip(indices, self.results(indices), strict=True):
+            terms = {**result.terms, LOCAL: float(self._map(result, maps).max())}
+            for name, value in terms.items():
+                if not math.isfinite(value):
+                    raise CalibrationError(
+                        f"{name} of {self.dataset.ids[index]} is {value}: the networks have "
+                        "diverged; train with a lower config.optim.learning_rate"
+                    )
+                columns[name].append(value)
         return Scored(indices, {name: np.array(values) for name, values in columns.items()})
 
     def pixel_metrics(self, maps: MapCalibration) -> PixelMetrics:
@@ -226,6 +251,39 @@ class _HeldOut:
             name = dataset.class_names[dataset.labels[index]] if abnormal else ""
             metrics.update(self._map(result, maps), masks[0], name)
         return metrics
+
+    def write_curve(self) -> None:
+        """Write `curve.csv`: AUROC of L' after every number of search steps.
+
+        Choose `search.steps` by the column of the validation images, never by that of the test
+        images. Where the search has restarts, the curve is that of the one that won.
+        """
+        path = self.workdir / "curve.csv"
+        if not self.config.search.record_curve:
+            path.unlink(missing_ok=True)  # of an evaluation with other settings
+            return
+        split = self.split
+        validation = np.concatenate([split.part(name) for name in PARTS[:2]])
+        columns = [
+            auroc_curve(self._curves(k), split.is_abnormal[k]) for k in (validation, split.test)
+        ]
+        lines = ["step,validation_auroc,test_auroc"]
+        for step, values in enumerate(zip(*columns, strict=True)):
+            lines.append(
+                ",".join([str(step), *("" if math.isnan(v) else f"{v:.6f}" for v in values)])
+            )
+        write_text(path, "\n".join(lines) + "\n")
+
+    def _curves(self, indices: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n steps"]:
+        """L' of the images had the search ended after each step: its best until then."""
+        found = (self._searched[int(index)].curve for index in indices)
+        return np.array(
+            [
+                np.minimum.accumulate(curve, axis=1).max(axis=0)
+                for curve in found
+                if curve is not None
+            ]
+        ).reshape(len(indices), self.config.search.steps + 1)
 
     def write_report(
         self,
@@ -333,12 +391,34 @@ class _HeldOut:
             for start in range(0, len(indices), step)
         ]
 
-    def _latents(self) -> dict[int, Float[np.ndarray, "tiles latent"]]:
-        found: dict[int, np.ndarray] = {}
+    @functools.cached_property
+    def _searched(self) -> dict[int, Searched]:
+        """What was found for every held-out image, by its index into the data set.
+
+        Raises:
+          DataError: a shard has been damaged since the search.
+        """
+        found: dict[int, Searched] = {}
         for shard in self._shards():
-            with np.load(shard.path, allow_pickle=False) as values:
-                found.update(zip(shard.indices.tolist(), values["latents"], strict=True))
+            read = self._read(shard)
+            if read is None:
+                raise DataError(f"{shard.path} cannot be read: evaluate again")
+            found.update(zip(shard.indices.tolist(), read, strict=True))
         return found
+
+    def _read(self, shard: _Shard) -> list[Searched] | None:
+        """One shard's images; None where it must be searched, or searched again."""
+        try:
+            with np.load(shard.path, allow_pickle=False) as values:
+                columns = {name: values[name] for name in values.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+        curves = columns.get("curve")
+        shapes = [getattr(columns.get(name), "shape", None) for name in Searched._fields]
+        if shapes != [shape and (len(shard.indices), *shape) for shape in self.shapes]:
+            return None
+        rows = [None] * len(shard.indices) if curves is None else curves
+        return [Searched(*row) for row in zip(columns["latents"], rows, strict=True)]
 
 
 class _Shard(NamedTuple):
@@ -361,7 +441,7 @@ def load_maps(path: Path) -> MapCalibration:
         with np.load(path, allow_pickle=False) as values:
             return MapCalibration(values["mean"], values["std"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise calibration_lib.CalibrationError(
+        raise CalibrationError(
             f"{path} cannot be read ({error}): run `python -m jax_noisy_anogan.evaluate --workdir "
             f"{path.parent}` first"
         ) from error
@@ -372,6 +452,13 @@ def to_json(values: Any) -> str:
     return json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n"
 
 
+def auroc_curve(
+    scores: Float[np.ndarray, "n steps"], is_abnormal: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " steps"]:
+    """AUROC of each column; nan with images of one kind only."""
+    return np.array([image_metrics(s, is_abnormal, threshold=0.0).auroc for s in scores.T])
+
+
 def write_scores(
     path: Path,
     dataset: Dataset,
@@ -379,7 +466,10 @@ def write_scores(
     calibration: Calibration,
     scored: dict[str, Scored],
 ) -> None:
-    """One row per held-out image: id, class, part, truth, all terms, calibrated score, decision."""
+    """One row per held-out image: id, class, part, truth, all terms, calibrated score, decision.
+
+    Figures are written in full, so that metrics can be computed from the file.
+    """
     text = io.StringIO()
     terms = list(scored["test"].terms)
     writer = csv.writer(text, lineterminator="\n")
@@ -400,9 +490,9 @@ def write_scores(
                     dataset.class_names[dataset.labels[index]],
                     part,
                     int(split.is_abnormal[index]),
-                    *(f"{found.terms[name][k]:.7g}" for name in terms),
-                    f"{calibrated:.7g}",
-                    f"{probability:.7g}",
+                    *(float(found.terms[name][k]) for name in terms),
+                    float(calibrated),
+                    float(probability),
                     "abnormal" if decision else "normal",
                 ]
             )

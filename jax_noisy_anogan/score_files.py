@@ -1,18 +1,20 @@
 """Any number of image files to one table, in bounded memory, able to go on after a kill.
 
 Finished rows are appended to `rows-<process>.jsonl` at once; the table is made of them at the end.
-A torn last line, which a kill can leave, is scored again.
+A torn last line, which a kill can leave, is scored again, and so is a file that had an error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
+import errno
 import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -51,7 +53,8 @@ class ImageFile(NamedTuple):
 
     Attributes:
       path: where it lies.
-      name: what the table calls it, and what its pictures are named after; unique.
+      name: what the table calls it, and what its pictures are named after; unique. The path, with
+        bytes that are no UTF-8 written as escapes.
     """
 
     path: Path
@@ -61,22 +64,29 @@ class ImageFile(NamedTuple):
 def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
     """The image files among `paths` and, in name order, below the folders among them.
 
-    A file that is named itself is taken whatever its ending; in folders, hidden files and other
-    endings are passed over.
+    A file that is named itself is taken whatever its ending; in folders, hidden files, other
+    endings, pipes and links to folders are passed over.
 
     Raises:
-      DataError: a path does not exist or cannot be listed, or nothing is found.
+      DataError: a path does not exist, is neither file nor folder, or cannot be listed, or nothing
+        is found.
     """
     found: dict[str, ImageFile] = {}
     for text in paths:
         path = Path(text).expanduser()
-        if path.is_dir():
-            for file in _below(path):
-                found.setdefault(str(file), ImageFile(file, str(file)))
-        elif path.exists():
-            found.setdefault(str(path), ImageFile(path, str(path)))
-        else:
-            raise DataError(f"--images {path} does not exist")
+        try:
+            if path.is_dir():
+                files: Iterable[Path] = _below(path)
+            elif path.is_file():
+                files = [path]
+            else:
+                kind = "is neither a file nor a folder" if path.exists() else "does not exist"
+                raise DataError(f"--images {path} {kind}")
+        except OSError as error:  # a name that is too long, a folder that cannot be entered
+            raise DataError(f"--images {path}: {error.strerror}") from error
+        for file in files:
+            name = str(file).encode("utf-8", "backslashreplace").decode()
+            found.setdefault(name, ImageFile(file, name))
     if not found:
         endings = " ".join(sorted(SUFFIXES))
         raise DataError(f"--images {' '.join(map(str, paths))}: no file ends in {endings}")
@@ -90,8 +100,14 @@ def _below(folder: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(here) / name
+            path = Path(here) / name
+            # Opening a pipe would wait forever; a broken link becomes a row with its error.
+            if (
+                not name.startswith(".")
+                and path.suffix.lower() in SUFFIXES
+                and (path.is_file() or not path.exists())
+            ):
+                yield path
 
 
 def score_files(
@@ -119,34 +135,35 @@ def score_files(
 
     Raises:
       WorkdirError: `out` is in use, cannot be written, or holds results of other settings.
-      OSError: the disk is full; what was finished is kept.
+      OSError: the disk is full; what was finished is kept, and the same command goes on with it.
     """
-    out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if process_index == 0:
-            stack.enter_context(locked(out))
-            _settle(out, detector, threshold)
+            stack.enter_context(_held(out))
+            _settle(out, detector, threshold, heatmaps, maps)
         for wanted, folder in ((heatmaps != "none", "heatmaps"), (maps, "maps")):
             if wanted:
-                (out / folder).mkdir(exist_ok=True)
+                (out / folder).mkdir(parents=True, exist_ok=True)
         rows = stack.enter_context(contextlib.closing(_Rows(out, process_index)))
         mine = files[process_index::process_count]
+        missing = [file for file in mine if file.name not in rows.done]
         line = stack.enter_context(
             ProgressLine(
                 "score",
                 total=len(mine),
-                done=len(rows.done),
+                done=len(mine) - len(missing),
                 unit="images",
                 show=progress and process_index == 0,
             )
         )
         _score_missing(
             detector,
-            [file for file in mine if file.name not in rows.done],
+            missing,
             rows,
             out,
             threshold=threshold,
             pictures_of=_PicturesOf(heatmaps, maps, max(detector.map_threshold, 1.0)),
+            count=len(mine),
             line=line,
         )
         if process_count > 1:
@@ -164,10 +181,16 @@ def _score_missing(
     *,
     threshold: float | None,
     pictures_of: Callable[[Path, ImageFile, Detection], None],
+    count: int,
     line: ProgressLine,
 ) -> None:
-    """Read ahead, score, write pictures, and only then the row: what has a row is complete."""
-    done = len(rows.done)
+    """Read ahead, score, write pictures, and only then the row: what has a row is complete.
+
+    Args:
+      count: of all files, those of earlier starts included: it chooses the batch size, and with it
+        the last bits of a score, which should not depend on how often the run was stopped.
+    """
+    done = count - len(files)
     good: deque[ImageFile] = deque()
     writing: deque[tuple[dict[str, Any], Future[None]]] = deque()
 
@@ -186,7 +209,7 @@ def _score_missing(
                 yield image
 
     with ThreadPoolExecutor(_READERS) as pool:
-        for found in detector.stream(usable(pool), threshold=threshold, count=len(files)):
+        for found in detector.stream(usable(pool), threshold=threshold, count=count):
             file = good.popleft()
             writing.append((_row(file, found), pool.submit(pictures_of, out, file, found)))
             while writing and (len(writing) > _READ_AHEAD or writing[0][1].done()):
@@ -262,31 +285,44 @@ def _now() -> str:
 
 
 class _Rows:
-    """The finished rows of one process, on disk as soon as they are added."""
+    """The finished rows of one process, on disk as soon as they are added.
+
+    Attributes:
+      done: names of all files that any process has finished without an error.
+    """
 
     def __init__(self, out: Path, process_index: int):
         self._path = out / f"rows-{process_index}.jsonl"
-        kept = _read_rows(self._path)
-        self.done = {row["path"] for row in kept}
+        kept = _without_error(_read_rows(self._path))
         # Written anew, so that nothing is appended to a torn line.
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file: IO[str] = open(self._path, "a")  # noqa: SIM115
+        # An earlier start may have had more processes.
+        self.done = {
+            row["path"]
+            for path in out.glob("rows-*.jsonl")
+            for row in _without_error(_read_rows(path))
+        }
+        self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115
 
     def add(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        self.done.add(row["path"])
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        # Without a buffer the last bytes before a full disk are written without an error.
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            os.fsync(self._file.fileno())
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
                 rows[row["path"]] = row
@@ -295,13 +331,46 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _settle(out: Path, detector: Detector, threshold: float | None) -> None:
-    """Keep rows of different models or thresholds out of one table."""
-    stamp = digest(detector.calibration, detector.config.search, threshold)
-    path = out / "settings.json"
-    if path.exists() and json.loads(path.read_text()).get("stamp") != stamp:
+def _without_error(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get("error") is None]
+
+
+@contextlib.contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Create `out` and keep other commands from writing into it."""
+    if (out / "config.json").exists():
         raise WorkdirError(
-            f"--out {out} holds results of another run, search or threshold: use another folder"
+            f"--out {out} is the folder of a run, with its own scores.csv: use another"
+        )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out))
+        except WorkdirError as error:
+            reason = getattr(error.__cause__, "strerror", None)
+            busy = isinstance(error.__cause__, BlockingIOError)
+            raise WorkdirError(
+                f"--out {out} is in use by another command: wait for it, or use another folder"
+                if busy
+                else f"--out {out} cannot be written: {reason}"
+            ) from error
+        yield
+
+
+def _settle(
+    out: Path, detector: Detector, threshold: float | None, heatmaps: str, maps: bool
+) -> None:
+    """Keep rows of different models, thresholds or pictures out of one table."""
+    search = dataclasses.asdict(detector.config.search) | {"batch_size": 0, "record_curve": False}
+    stamp = digest(detector.calibration, search, threshold, heatmaps, maps)
+    path = out / "settings.json"
+    try:
+        earlier = json.loads(path.read_bytes())["stamp"] if path.exists() else stamp
+    except (ValueError, KeyError, TypeError):
+        earlier = None
+    if earlier != stamp:
+        raise WorkdirError(
+            f"--out {out} holds results of another run, search, threshold or choice of heatmaps "
+            "and maps: use another folder"
         )
     write_text(path, json.dumps({"stamp": stamp, "threshold": threshold}) + "\n")
 
@@ -309,7 +378,10 @@ def _settle(out: Path, detector: Detector, threshold: float | None) -> None:
 def _write_tables(out: Path, files: Sequence[ImageFile]) -> str:
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(out.glob("rows-*.jsonl")):
-        rows.update({row["path"]: row for row in _read_rows(path)})
+        for row in _read_rows(path):
+            # Another process may have scored what was an error to an earlier start.
+            if row.get("error") is None or row["path"] not in rows:
+                rows[row["path"]] = row
     ordered = [rows[file.name] for file in files if file.name in rows]
     table = pa.Table.from_pylist(ordered, schema=_SCHEMA)
     for name, write in (

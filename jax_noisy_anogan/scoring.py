@@ -58,6 +58,19 @@ class ImageResult(NamedTuple):
     difference: Float[np.ndarray, "height width"]
 
 
+class Searched(NamedTuple):
+    """What the search found for the tiles of one image.
+
+    Attributes:
+      latents: z_hat of every tile.
+      curve: L' (Eq. 24) of every tile at every step of the restart that won; None unless
+        `search.record_curve` is set.
+    """
+
+    latents: Float[np.ndarray, "tiles latent"]
+    curve: Float[np.ndarray, "tiles steps"] | None
+
+
 class Scorer:
     """Searches and measures images with one model.
 
@@ -91,7 +104,7 @@ class Scorer:
             measure, in_shardings=(everywhere, split, split), out_shardings=split
         )
 
-    def search(self, images: Iterable[Image]) -> Iterator[Float[np.ndarray, "tiles latent"]]:
+    def search(self, images: Iterable[Image]) -> Iterator[Searched]:
         """z_hat of every tile of every image, image after image; Algorithm 1 of the paper.
 
         The images' sides are at least the model's resolution, or are reflected up to it.
@@ -126,7 +139,7 @@ class Scorer:
         positions = self.positions(*shape)
         whole = blend_tiles(drawn.astype(np.float32), positions, shape)
         return ImageResult(
-            {name: float(values.max()) for name, values in terms.items()},
+            {name: float(terms[name].max()) for name in TERMS},
             np.clip(np.rint(whole), 0, 255).astype(np.uint8),
             blend_tiles(difference, positions, shape),
         )
@@ -183,7 +196,7 @@ def make_functions(
     """The two pure functions of scoring, for any batch of tiles of the model's resolution.
 
     Returns:
-      `search((params, reference), images) -> latents` and
+      `search((params, reference), images) -> Searched` and
       `measure((params, reference), images, latents) -> (drawn, difference, terms)`; images are
       uint8, `drawn` too, `terms` a dictionary with the names of `TERMS`.
     """
@@ -206,7 +219,7 @@ def make_functions(
 
     def search_images(variables, images):
         generate, judge = bound(variables)
-        return search_latents(
+        found = search_latents(
             generate,
             judge,
             to_float_images(images),
@@ -215,7 +228,8 @@ def make_functions(
             gamma=gamma,
             prior=config.network.prior,
             latent_size=networks.latent_size,
-        ).latent
+        )
+        return Searched(found.latent, None if found.curve is None else found.curve.total)
 
     def measure_images(variables, images, latents):
         generate, judge = bound(variables)

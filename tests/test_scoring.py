@@ -1,0 +1,212 @@
+"""A score depends on the image alone, and is what the equations say; whole and tiled images."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_noisy_anogan.config import Config, GrowthConfig, LossConfig, SearchConfig
+from jax_noisy_anogan.networks import build_networks
+from jax_noisy_anogan.parallel import make_mesh
+from jax_noisy_anogan.scoring import TERMS, Model, Scorer, _squash
+from jax_noisy_anogan.train_step import Reference
+
+SIDE, LATENT, STEPS, BATCH = 8, 8, 4, 8
+GAMMA, LAMBDA = 0.3, 0.2
+STDDEV = 0.4
+# Programs for other batch shapes add up in another order: 6e-8 per sum, carried through the search.
+RTOL = 1e-4
+
+CONFIG = Config(
+    growth=GrowthConfig(resolution=SIDE),
+    loss=LossConfig(gamma=GAMMA),
+    search=SearchConfig(steps=STEPS, feature_weight=LAMBDA, batch_size=BATCH, record_curve=True),
+)
+NETWORKS = build_networks(
+    resolution=SIDE, fading=False, channels=1, fmap_base=32, fmap_max=4, latent_size=LATENT
+)
+IMAGES = list(np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 1), np.uint8))
+SIZES = [(8, 8), (20, 13), (5, 30), (16, 16), (4, 4), (9, 8)]
+TILED = [np.random.default_rng(1).integers(0, 256, (*size, 1), np.uint8) for size in SIZES]
+
+
+def _reference(stddev=STDDEV, real=3.0, fake=-1.0):
+    # Sums that are half filled, as `Reference` keeps them.
+    return Reference(*(jnp.float32(0.5 * value) for value in (1.0, stddev, real, fake)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(NETWORKS, NETWORKS.init(jax.random.key(3)), _reference())
+
+
+@pytest.fixture(scope="module")
+def scorer(model):
+    return Scorer(model, CONFIG, make_mesh(jax.devices()[:1]))
+
+
+def _score(scorer, images):
+    """Searched tiles and results of all images."""
+    searched = list(scorer.search(iter(images)))
+    pairs = ((image, found.latents) for image, found in zip(images, searched, strict=True))
+    return searched, list(scorer.measure(pairs))
+
+
+@pytest.fixture(scope="module")
+def whole(scorer):
+    return _score(scorer, IMAGES)
+
+
+@pytest.fixture(scope="module")
+def tiled(scorer):
+    return _score(scorer, TILED)
+
+
+def _assert_close(found, wanted, rtol=RTOL):
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert list(ours.terms) == list(TERMS)
+        for name, value in ours.terms.items():
+            # A logit is a difference that can be close to 0.
+            assert value == pytest.approx(theirs.terms[name], rel=rtol, abs=rtol), name
+        np.testing.assert_allclose(ours.difference, theirs.difference, rtol=0, atol=rtol)
+        assert np.abs(ours.drawn.astype(int) - theirs.drawn.astype(int)).max() <= (rtol > 0)
+
+
+def test_terms_are_equations_2_to_4_24_and_25_at_the_latent_that_was_found(model, whole):
+    searched, results = whole
+    params, stddev = model.params, jnp.float32(STDDEV)
+    for image, found, result in zip(IMAGES, searched, results, strict=True):
+        x = np.float64(image)[None] / 127.5 - 1
+        drawn = NETWORKS.generate(params.generator, jnp.asarray(found.latents))
+        d_x = NETWORKS.discriminate(params.discriminator, jnp.float32(x), stddev=stddev)
+        d_drawn = NETWORKS.discriminate(params.discriminator, drawn, stddev=stddev)
+        f, f_drawn = (np.float64(d.features[4]) for d in (d_x, d_drawn))
+        drawn = np.float64(drawn)
+        residual, feature = np.abs(x - drawn).sum(), np.abs(f - f_drawn).sum()
+        normality = 1 / (1 + np.exp(-np.float64(d_drawn.logits[0])))
+        penalty = abs(1 - normality)
+        score = GAMMA * ((1 - LAMBDA) * residual + LAMBDA * feature) + (1 - GAMMA) * penalty
+        wanted = (score, residual, feature, penalty, -np.float64(d_x.logits[0]))
+        assert result.terms == pytest.approx(dict(zip(TERMS, wanted, strict=True)), rel=1e-5)
+        np.testing.assert_allclose(
+            result.difference, np.abs(x - drawn)[0].mean(axis=-1), rtol=1e-4, atol=1e-6
+        )
+        bytes_drawn = np.clip(np.rint((drawn[0] + 1) * 127.5), 0, 255)
+        assert np.abs(result.drawn.astype(int) - bytes_drawn).max() <= 1
+
+
+def test_the_measured_score_is_the_least_that_the_search_itself_saw(whole):
+    searched, results = whole
+    for found, result in zip(searched, results, strict=True):
+        assert found.curve.shape == (1, STEPS + 1)
+        assert result.terms["score"] == pytest.approx(float(found.curve.min()), rel=1e-5)
+        assert found.curve.min() < found.curve[0, 0]
+
+
+def test_order_neighbours_and_padding_leave_every_bit_of_a_score(scorer, whole, tiled):
+    _assert_close(_score(scorer, IMAGES[::-1])[1][::-1], whole[1], rtol=0)
+    strangers = [255 - image for image in IMAGES[1:]] * 2
+    _assert_close(_score(scorer, [*strangers, IMAGES[0]])[1][-1:], whole[1][:1], rtol=0)
+    _assert_close(_score(scorer, IMAGES[:1])[1], whole[1][:1], rtol=0)
+    _assert_close(_score(scorer, TILED[::-1])[1][::-1], tiled[1], rtol=0)
+    assert _score(scorer, []) == ([], [])
+
+
+@pytest.mark.parametrize(("batch", "devices"), [(1, 1), (3, 1), (8, 2), (8, 8)])
+def test_batch_size_and_devices_do_not_change_a_score(model, whole, tiled, batch, devices):
+    other = Scorer(model, CONFIG, make_mesh(jax.devices()[:devices]), batch_size=batch)
+    assert other.batch_size == batch
+    _assert_close(_score(other, IMAGES)[1], whole[1])
+    _assert_close(_score(other, TILED)[1], tiled[1])
+
+
+def test_batches_are_rounded_up_to_whole_devices(model):
+    assert Scorer(model, CONFIG, make_mesh(), batch_size=9).batch_size == 16
+
+
+def _tiles(scorer, image):
+    missing = [(0, max(SIDE - size, 0)) for size in image.shape[:2]]
+    padded = np.pad(image, [*missing, (0, 0)], mode="reflect")
+    corners = scorer.positions(*image.shape[:2])
+    return [padded[top : top + SIDE, left : left + SIDE] for top, left in corners]
+
+
+def test_a_tiled_image_has_the_largest_terms_of_its_tiles_scored_alone(scorer, tiled):
+    searched, results = tiled
+    assert len(scorer.positions(20, 13)) == 6
+    for image, found, result in zip(TILED, searched, results, strict=True):
+        tiles = _tiles(scorer, image)
+        alone, parts = _score(scorer, tiles)
+        np.testing.assert_array_equal(found.latents, np.concatenate([a.latents for a in alone]))
+        for name in TERMS:
+            assert result.terms[name] == max(part.terms[name] for part in parts)
+        assert result.drawn.shape == image.shape
+        assert result.difference.shape == image.shape[:2]
+        if len(tiles) == 1:
+            height, width = image.shape[:2]
+            np.testing.assert_allclose(
+                result.difference, parts[0].difference[:height, :width], rtol=1e-5
+            )
+
+
+def test_where_one_tile_alone_lies_the_blended_map_is_that_tile_s(scorer, tiled):
+    image, result = TILED[3], tiled[1][3]
+    corners = scorer.positions(16, 16).tolist()
+    parts = _score(scorer, _tiles(scorer, image))[1]
+    covers = np.zeros((16, 16), int)
+    for top, left in corners:
+        covers[top : top + SIDE, left : left + SIDE] += 1
+    assert [covers[k, j] for k in (0, 15) for j in (0, 15)] == [1] * 4
+    for (top, left), part in zip(corners, parts, strict=True):
+        place = slice(top, top + SIDE), slice(left, left + SIDE)
+        own = covers[place] == 1
+        np.testing.assert_allclose(result.difference[place][own], part.difference[own], rtol=1e-5)
+
+
+def test_tiles_of_many_images_share_batches(scorer, monkeypatch):
+    batches = []
+    monkeypatch.setattr(
+        scorer, "_search", lambda v, images, f=scorer._search: batches.append(1) or f(v, images)
+    )
+    list(scorer.search(TILED))
+    tiles = sum(len(scorer.positions(*size)) for size in SIZES)
+    assert tiles > len(SIZES)
+    assert len(batches) == -(-tiles // BATCH)
+
+
+def test_no_more_than_two_batches_are_read_ahead(scorer):
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield IMAGES[len(read) % 6]
+
+    found = scorer.search(endless())
+    for given in range(3 * BATCH):
+        next(found)
+        assert len(read) <= given + 1 + 2 * BATCH
+
+
+def test_a_wasserstein_critic_is_put_on_the_scale_of_its_own_means(model):
+    squash = _squash("wgan_gp", _reference(real=30.0, fake=-10.0))
+    values = [1 / (1 + np.exp(-k)) for k in (2.0, -2.0, 0.0)]
+    np.testing.assert_allclose([squash(v) for v in (30.0, -10.0, 10.0)], values, rtol=1e-6)
+    loss = dataclasses.replace(CONFIG.loss, objective="wgan_gp", penalty="gp")
+    critic = Scorer(
+        model,
+        dataclasses.replace(CONFIG, loss=loss),
+        make_mesh(jax.devices()[:1]),
+        batch_size=1,
+    )
+    z = np.ones((1, LATENT), np.float32)
+    (result,) = critic.measure([(IMAGES[0], z)])
+    drawn = NETWORKS.generate(model.params.generator, jnp.asarray(z))
+    stddev = jnp.float32(STDDEV)
+    out = NETWORKS.discriminate(model.params.discriminator, drawn, stddev=stddev)
+    # Means of 3 and -1: the middle is 1, half the distance 2.
+    wanted = 1 - 1 / (1 + np.exp(-2 * (float(out.logits[0]) - 1) / 2))
+    assert result.terms["penalty"] == pytest.approx(wanted, rel=1e-4)
