@@ -55,7 +55,7 @@ class Settings:
     batch_size: int = 128
 
 
-# A twentieth of the updates at ten times the rate; for tests and quick tables.
+# Few epochs at ten times the rate; for tests and quick tables.
 QUICK = Settings(epochs=10, milestone=7, learning_rate=1e-3, autoencoder_epochs=5)
 
 

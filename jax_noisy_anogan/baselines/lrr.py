@@ -47,7 +47,8 @@ def score(
 
     Args:
       weight: lambda; None takes the geometric mean of `weight_bounds`, between which neither Z
-        nor E vanishes.
+        nor E vanishes. The upper bound grows with 1 / the smallest singular value: choose a weight
+        yourself where directions of mere noise are kept.
       components: principal directions kept. None is exact; the time then grows with the cube of
         the rank.
       tolerance: of both residuals of the solver, relative.

@@ -39,7 +39,9 @@ def score(
       alpha: weight of the fit, in units of the smallest one that gives any coefficient; > 1.
       walk_steps: T; the score averages steps 1 to T.
       components: principal directions kept; None is exact.
-      tolerance: of the coefficients, relative.
+      tolerance: of the coefficients, relative. Ten times the default halves the time, but moves
+        samples that are rarely visited (rank correlation .98 with scikit-learn's solution on
+        planted data, above .999 at the default).
 
     Raises:
       ConfigError: a setting is out of range.
