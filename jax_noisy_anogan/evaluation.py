@@ -58,6 +58,8 @@ PARTS = ("validation_normal", "validation_known_abnormal", "test")
 LOCAL = "local"
 _FIGURE_5_IMAGES = 100
 _SHARD_TILES = 128
+# What NumPy raises on an archive that is missing, empty, cut off or of another kind.
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Scored(NamedTuple):
@@ -360,8 +362,11 @@ class _HeldOut:
 
     def draw_figures(self) -> None:
         """Fig. 4 and Fig. 5 of the paper, with test images."""
-        test, count = self.split.test, self.config.score.figure_images
+        test = self.split.test
         is_abnormal = self.split.is_abnormal[test]
+        # Rows of equal length: as many images as the smaller kind has, unless it has none.
+        kinds = [int(n) for n in (is_abnormal.sum(), (~is_abnormal).sum()) if n]
+        count = min(self.config.score.figure_images, *kinds)
         rows, labels, histogram = [], [], []
         for kind, wanted in (("normal", ~is_abnormal), ("abnormal", is_abnormal)):
             indices = _spread(test[wanted], self.dataset.labels, _FIGURE_5_IMAGES)
@@ -411,7 +416,7 @@ class _HeldOut:
         try:
             with np.load(shard.path, allow_pickle=False) as values:
                 columns = {name: values[name] for name in values.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        except _UNREADABLE:
             return None
         curves = columns.get("curve")
         shapes = [getattr(columns.get(name), "shape", None) for name in Searched._fields]
@@ -440,7 +445,7 @@ def load_maps(path: Path) -> MapCalibration:
     try:
         with np.load(path, allow_pickle=False) as values:
             return MapCalibration(values["mean"], values["std"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, KeyError) as error:
         raise CalibrationError(
             f"{path} cannot be read ({error}): run `python -m jax_noisy_anogan.evaluate --workdir "
             f"{path.parent}` first"

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -180,7 +180,7 @@ def _score_missing(
     out: Path,
     *,
     threshold: float | None,
-    pictures_of: Callable[[Path, ImageFile, Detection], None],
+    pictures_of: _PicturesOf,
     count: int,
     line: ProgressLine,
 ) -> None:
@@ -240,7 +240,8 @@ def _read_ahead(
         yield first, image.result()
 
 
-class _PicturesOf(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _PicturesOf:
     """Which pictures of an image are written, and on what scale."""
 
     heatmaps: str

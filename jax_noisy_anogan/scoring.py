@@ -219,7 +219,7 @@ def make_functions(
 
     def search_images(variables, images):
         generate, judge = bound(variables)
-        found = search_latents(
+        found: Any = search_latents(
             generate,
             judge,
             to_float_images(images),
