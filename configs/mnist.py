@@ -1,4 +1,4 @@
-"""All of MNIST as in the paper, from the four IDX files (`config.data.root`), with a narrow network.
+"""All of MNIST as in the paper, from the four IDX files, with a network that a CPU can train.
 
 `config.data.digit` is normal: 70 % of it trains, 10 % of every other digit is known abnormal. The
 official training and test files are joined. `:smoke` shrinks everything to about a minute.
@@ -12,6 +12,7 @@ from jax_noisy_anogan.config import (
     DataConfig,
     GrowthConfig,
     NetworkConfig,
+    OptimConfig,
     SearchConfig,
     TrainConfig,
     variant,
@@ -20,17 +21,18 @@ from jax_noisy_anogan.config import (
 
 def get_config(name: str = "") -> Config:
     config = Config(
-        data=DataConfig(name="mnist", max_test_images=2000),
-        network=NetworkConfig(fmap_base=256, fmap_max=64, latent_size=64),
+        data=DataConfig(name="mnist", max_validation_images=400, max_test_images=1000),
+        network=NetworkConfig(fmap_base=128, fmap_max=32, latent_size=64),
         growth=GrowthConfig(
             resolution=32,
-            stable_images=10_000,
-            fade_images=10_000,
-            final_images=50_000,
+            stable_images=5_000,
+            fade_images=5_000,
+            final_images=35_000,
             minibatch_default=16,
             minibatch={},
         ),
-        search=SearchConfig(steps=150, batch_size=100),
+        optim=OptimConfig(ema_half_life_images=5_000.0),
+        search=SearchConfig(steps=100, batch_size=50),
         train=TrainConfig(checkpoint_every_images=20_000),
     )
     return variant(config, name)

@@ -11,6 +11,7 @@ from jax_noisy_anogan.config import (
     DataConfig,
     GrowthConfig,
     NetworkConfig,
+    OptimConfig,
     SearchConfig,
     TrainConfig,
     variant,
@@ -20,16 +21,17 @@ from jax_noisy_anogan.config import (
 def get_config(name: str = "") -> Config:
     config = Config(
         data=DataConfig(name="mnist5k", max_test_images=1000),
-        network=NetworkConfig(fmap_base=256, fmap_max=64, latent_size=64),
+        network=NetworkConfig(fmap_base=128, fmap_max=32, latent_size=64),
         growth=GrowthConfig(
             resolution=32,
-            stable_images=6_000,
-            fade_images=6_000,
+            stable_images=4_000,
+            fade_images=4_000,
             final_images=24_000,
             minibatch_default=16,
             minibatch={},
         ),
-        search=SearchConfig(steps=150, batch_size=100),
+        optim=OptimConfig(ema_half_life_images=4_000.0),
+        search=SearchConfig(steps=100, batch_size=50),
         train=TrainConfig(checkpoint_every_images=10_000),
     )
     return variant(config, name)

@@ -64,6 +64,8 @@ class DataConfig:
       contamination: abnormal share hidden among the unlabelled training images (gamma_p of Deep
         SAD).
       validation_fraction: share of the training images (normal and known abnormal) held back.
+      max_validation_images: at most this many of them, half normal and half abnormal, and the others
+        train; 0 sets no limit.
       max_test_images: draw a balanced subsample of the test part; 0 keeps all.
       categories, repeat, images_per_category, held_out: Caltech-256: number of normal categories,
         which random choice of them, how many first images of each, and whether the tested normal
@@ -97,6 +99,7 @@ class DataConfig:
     known_abnormal_classes: tuple[str, ...] = ()
     contamination: float = 0.0
     validation_fraction: float = 0.15
+    max_validation_images: int = 0
     max_test_images: int = 0
     categories: int = 1
     repeat: int = 0
@@ -380,6 +383,7 @@ def _validate_data(data: DataConfig) -> None:
         ("split_seed", 0),
         ("source_seed", 0),
         ("max_image_pixels", 16),
+        ("max_validation_images", 0),
         ("max_test_images", 0),
         ("known_abnormal_count", 0),
         ("categories", 1),

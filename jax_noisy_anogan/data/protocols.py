@@ -286,8 +286,9 @@ def _finish(
 ) -> Split:
     """Carve validation out of the training shares, contaminate, and limit the test part."""
     seed = config.split_seed
-    held = _head(_shuffled(train, seed, "validation"), config.validation_fraction)
-    held_known = _every_class(known, examples.labels, seed, config.validation_fraction)
+    held = _shuffled(train, seed, "validation")[: _validation_count(len(train), config)]
+    count = _validation_count(len(known), config)
+    held_known = _every_class(known, examples.labels, seed, count)
     unlabelled = _joined([np.setdiff1d(train, held), _NONE if unlabeled is None else unlabeled])
     hidden = _contamination(contaminants, len(unlabelled), config)
     unlabelled, test = _joined([unlabelled, hidden]), np.setdiff1d(test, hidden)
@@ -312,7 +313,14 @@ def _finish(
 
 def _unlabelled_count(train: Int[np.ndarray, " n"], config: DataConfig) -> int:
     """How many of the normal images train, once validation images are held back."""
-    return len(train) - round(config.validation_fraction * len(train))
+    return len(train) - _validation_count(len(train), config)
+
+
+def _validation_count(count: int, config: DataConfig) -> int:
+    """How many of `count` normal, or known abnormal, images validate."""
+    share = round(config.validation_fraction * count)
+    limit = config.max_validation_images // 2
+    return min(share, limit) if limit else share
 
 
 def _known_pool(
@@ -347,8 +355,10 @@ def _pick_known(
     count = config.known_abnormal_count
     if config.known_abnormal_ratio:
         # Contamination counts as unlabelled, and a share of the known images validates.
-        ratio, kept = config.known_abnormal_ratio, 1 - config.validation_fraction
-        count = round(ratio / (1 - ratio) * unlabelled / (1 - config.contamination) / kept)
+        ratio = config.known_abnormal_ratio
+        trains = round(ratio / (1 - ratio) * unlabelled / (1 - config.contamination))
+        total = round(trains / (1 - config.validation_fraction))
+        count = trains + _validation_count(total, config)
     if count == 0:
         classes = np.unique(labels[pool])
         return _joined(
@@ -381,10 +391,9 @@ def _contamination(
 
 
 def _every_class(
-    indices: Int[np.ndarray, " n"], labels: Int[np.ndarray, " all"], seed: int, fraction: float
+    indices: Int[np.ndarray, " n"], labels: Int[np.ndarray, " all"], seed: int, count: int
 ) -> Int[np.ndarray, " m"]:
-    """A share of `indices`, spread over the classes in proportion."""
-    count = round(fraction * len(indices))
+    """`count` of `indices`, spread over the classes in proportion."""
     shuffled = _shuffled(indices, seed, "validation")
     ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
     steps = (np.arange(count) + 0.5) * len(indices) / max(count, 1)
