@@ -1,7 +1,8 @@
 """The paper's tables and figures: `python -m jax_noisy_anogan.reproduce EXPERIMENT --out DIR`.
 
-Each is printed and written as Markdown, CSV and, where it is a picture, PNG. Finished cells are kept
-in DIR: run again, the same command goes on. Run it in the project's folder, or name its `configs`.
+Each is printed and written as Markdown, CSV and, where it is a picture, PNG. Finished cells are
+kept in DIR: run again, the same command goes on. Run it in the project's folder, or name its
+`configs`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def finished_run(tmp_path_factory):
     Tests that write into the folder copy it first.
     """
     from jax_noisy_anogan import config as config_lib
-    from jax_noisy_anogan import train
+    from jax_noisy_anogan import experiment
 
     root = tmp_path_factory.mktemp("finished")
     config = config_lib.Config(
@@ -33,5 +33,5 @@ def finished_run(tmp_path_factory):
         search=config_lib.SearchConfig(steps=4, batch_size=64),
         train=config_lib.TrainConfig(sample_images=4),
     )
-    train.run(config_lib.validate(config), root / "run", progress=False)
+    experiment.run(config_lib.validate(config), root / "run", progress=False)
     return config, root / "run"

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jax_noisy_anogan import train
+from jax_noisy_anogan import experiment
 from jax_noisy_anogan.config import Config, validate, variant
 from jax_noisy_anogan.reproduction.cells import Bench, Result, mean_and_deviation
 
@@ -67,7 +67,7 @@ def _cell(bench: Bench, digit: int, seed: int, method: str, loss: dict[str, Any]
     name = f"mnist-{digit}-{loss['gamma']}-{loss.get('objective', 'anogan')}-{seed}"
 
     def compute() -> dict[str, Any]:
-        metrics = train.run(validate(config), Path(bench.out) / "runs" / name)
+        metrics = experiment.run(validate(config), Path(bench.out) / "runs" / name)
         return {"auroc": {score: metrics[score]["auroc"] for score in SCORES}}
 
     return bench.cell(name, dataclasses.asdict(config) | {"method": method}, compute)
