@@ -27,6 +27,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,22 @@ def export_detector(workdir: Path, out: Path, *, onnx: bool = False) -> Path:
     config = config_lib.load(workdir)
     calibration = Calibration.load(workdir / "calibration.json")
     maps = load_maps(workdir / "map_calibration.npz")
-    model = load_model(workdir, config)
+    return export_model(load_model(workdir, config), config, calibration, maps, out, onnx=onnx)
+
+
+def export_model(
+    model: Model,
+    config: Config,
+    calibration: Calibration,
+    maps: MapCalibration,
+    out: Path,
+    *,
+    onnx: bool = False,
+) -> Path:
+    """`export_detector` of the parts of a detector."""
+    out.mkdir(parents=True, exist_ok=True)
+    if onnx:
+        export_onnx(model, out)
     side = image_resolution(config.data, model.networks.resolution)
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, side, side, config.data.channels), jnp.uint8)
@@ -135,9 +151,6 @@ def export_detector(workdir: Path, out: Path, *, onnx: bool = False) -> Path:
     exported = jax.export.export(detect, platforms=PLATFORMS)(images)
     saved = bytes(exported.serialize())
 
-    out.mkdir(parents=True, exist_ok=True)
-    if onnx:
-        export_onnx(model, out)
     _write_bytes(out / ARTEFACT, saved)
     calibration.save(out / "calibration.json")
     manifest = _manifest(config, calibration, exported, side)
@@ -147,8 +160,9 @@ def export_detector(workdir: Path, out: Path, *, onnx: bool = False) -> Path:
 
 
 def export_onnx(model: Model, out: Path) -> None:
-    """Write `generator.onnx` (z to an image in [-1, 1]) and `discriminator.onnx` (such an image to
-    its logit), for any batch size.
+    """Write `generator.onnx` (from `z` to `image`) and `discriminator.onnx` (`image` to `logit`).
+
+    Batches of any size; images are float32 in [-1, 1], `[batch, height, width, channels]`.
 
     Raises:
       ConfigError: jax2onnx is not installed.
@@ -157,8 +171,11 @@ def export_onnx(model: Model, out: Path) -> None:
         import jax2onnx
     except ImportError as error:
         raise ConfigError(
-            f"--onnx needs jax2onnx ({error}): pip install 'jax-noisy-anogan[onnx]'"
+            f"--onnx needs more packages ({error}): pip install 'jax-noisy-anogan[onnx]', then "
+            "pip install --no-deps 'jax2onnx>=0.17'"
         ) from error
+    # It warns of every intermediate value whose type it leaves out of the file.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     networks, params, stddev = model.networks, model.params, model.reference.mean("stddev")
 
     def generate(z: Float[Array, "batch latent"]) -> Float[Array, "batch h w c"]:
@@ -167,11 +184,18 @@ def export_onnx(model: Model, out: Path) -> None:
     def discriminate(x: Float[Array, "batch h w c"]) -> Float[Array, " batch"]:
         return networks.discriminate(params.discriminator, x, stddev=stddev).logits
 
-    for function, shape, name in (
-        (generate, (networks.latent_size,), "generator"),
-        (discriminate, networks.image_shape, "discriminator"),
+    out.mkdir(parents=True, exist_ok=True)
+    for name, function, shape, inputs, outputs in (
+        ("generator", generate, (networks.latent_size,), ["z"], ["image"]),
+        ("discriminator", discriminate, networks.image_shape, ["image"], ["logit"]),
     ):
-        graph = jax2onnx.to_onnx(function, [("batch", *shape)], model_name=name)
+        graph = jax2onnx.to_onnx(
+            function,
+            [("batch", *shape)],
+            model_name=name,
+            input_names=inputs,
+            output_names=outputs,
+        )
         _write_bytes(out / f"{name}.onnx", graph.SerializeToString())
 
 
