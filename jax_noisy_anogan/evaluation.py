@@ -205,10 +205,20 @@ class _HeldOut:
                 )
 
     def results(self, indices: Int[np.ndarray, " n"]) -> Iterator[ImageResult]:
-        """Measured results of held-out images, in the order asked for."""
-        return self.scorer.measure(
-            (self.source[int(index)], self._searched[int(index)].latents) for index in indices
-        )
+        """Measured results of held-out images, in the order asked for.
+
+        Raises:
+          CalibrationError: a term is not finite; names it and the image.
+        """
+        pairs = ((self.source[int(k)], self._searched[int(k)].latents) for k in indices)
+        for index, result in zip(indices, self.scorer.measure(pairs), strict=True):
+            for name, value in result.terms.items():
+                if not math.isfinite(value):
+                    raise CalibrationError(
+                        f"{name} of {self.dataset.ids[index]} is {value}: the networks have "
+                        "diverged; train with a lower config.optim.learning_rate"
+                    )
+            yield result
 
     def fit_maps(self) -> MapCalibration:
         """Statistics of the difference maps of normal validation images."""
@@ -223,21 +233,12 @@ class _HeldOut:
             raise CalibrationError(f"normal validation images: {error}") from error
 
     def measure(self, part: str, maps: MapCalibration) -> Scored:
-        """Every raw term of one part.
-
-        Raises:
-          CalibrationError: a term is not finite; names it and the image.
-        """
+        """Every raw term of one part."""
         indices = self.split.part(part)
         columns: dict[str, list[float]] = {name: [] for name in (*TERMS, LOCAL)}
-        for index, result in zip(indices, self.results(indices), strict=True):
+        for result in self.results(indices):
             terms = {**result.terms, LOCAL: float(self._map(result, maps).max())}
             for name, value in terms.items():
-                if not math.isfinite(value):
-                    raise CalibrationError(
-                        f"{name} of {self.dataset.ids[index]} is {value}: the networks have "
-                        "diverged; train with a lower config.optim.learning_rate"
-                    )
                 columns[name].append(value)
         return Scored(indices, {name: np.array(values) for name, values in columns.items()})
 
