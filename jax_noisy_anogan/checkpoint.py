@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from absl import logging
 
 from jax_noisy_anogan import parallel
@@ -75,6 +76,7 @@ class Checkpoints:
         self._workdir = workdir.absolute()
         self._folder = self._workdir / "checkpoints"
         self._read_only = read_only
+        _silence_orbax()
         self._manager = ocp.CheckpointManager(
             self._folder, options=options, item_names=("state", "data", "meta")
         )
@@ -117,8 +119,8 @@ class Checkpoints:
         """
         if position.step == self._manager.latest_step():
             return
-        # Host memory is device memory on CPUs: without the copy, the next update, which reuses the
-        # donated buffers, would write into what the saving thread still reads.
+        # Host memory is device memory on CPUs: what the saving thread reads must not be what the
+        # next update may reuse. (JAX 0.10.2 then refuses to donate, which costs as much memory.)
         state = jax.tree.map(jnp.copy, state)
         meta = {**position._asdict(), "checksum": checksum(state), "layout": layout_of(state)}
         meta["header"] = _checksum_of_json(meta, data)
@@ -211,6 +213,7 @@ class Checkpoints:
                 f"{self._folder / str(step)} holds arrays of other names or shapes than the config "
                 "describes: use the config that the run was started with, or a new --workdir"
             )
+        _read_quietly(self._folder / str(step) / "state")
         items = self._read(
             step,
             state=ocp.args.PyTreeRestore(
@@ -222,16 +225,10 @@ class Checkpoints:
         return Restored(position, items["state"], data)
 
     def _read(self, step: int, **items: Any) -> Any:
-        # asyncio writes tracebacks of further arrays' errors, of which the first says enough.
-        asyncio_log = python_logging.getLogger("asyncio")
-        disabled, asyncio_log.disabled = asyncio_log.disabled, True
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax, tensorstore and JSON raise many kinds on damaged files
-            text = str(error.__cause__ or error).strip().splitlines()
-            raise _DamagedError(text[0][:120] if text else type(error).__name__) from error
-        finally:
-            asyncio_log.disabled = disabled
+            raise _DamagedError(_first_line(error.__cause__ or error)) from error
 
     def _writing(self, write: Callable[[], object]) -> None:
         try:
@@ -246,8 +243,48 @@ class Checkpoints:
             ) from error
 
 
+class _OrbaxFilter(python_logging.Filter):
+    """Drops what orbax and its tasks log: pages of it per failure, which exceptions also tell."""
+
+    def filter(self, record: python_logging.LogRecord) -> bool:
+        return not (
+            "/orbax/" in record.pathname
+            or (record.name == "asyncio" and "/orbax/" in record.getMessage())
+        )
+
+
+_ORBAX_FILTER = _OrbaxFilter()
+
+
+def _silence_orbax() -> None:
+    for name in ("absl", "asyncio"):
+        python_logging.getLogger(name).addFilter(_ORBAX_FILTER)
+
+
 class _DamagedError(Exception):
     """A checkpoint's files are not what was written."""
+
+
+def _read_quietly(folder: Path) -> None:
+    """Read all arrays one after another; raise _DamagedError at the first that cannot be decoded.
+
+    Orbax reads them at once: at the first error it closes the loop in which the others still run,
+    and each of them prints a traceback from a thread of its own.
+    """
+    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    try:
+        for key in ts.KvStore.open(database).result().list().result():
+            path = key.decode()
+            if path.endswith("/.zarray"):
+                store = {**database, "path": path.removesuffix(".zarray")}
+                ts.open({"driver": "zarr", "kvstore": store}).result().read().result()
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise _DamagedError(f"its arrays cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:120] if text else type(error).__name__
 
 
 def checksum(tree: Any) -> int:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -261,6 +262,7 @@ class _Run:
                     log.fetch_all()  # a checkpoint never holds an update that is not finite
                     if ends:
                         self._draw_samples(phase, state)
+                    _require_finite(position, phase, state)
                     self.checkpoints.save(position, state, streams.state())
                     due = _next_checkpoint(position.images, config.train.checkpoint_every_images)
                 if log.stopping:
@@ -336,6 +338,12 @@ def compile_step(
         out_specs=(everywhere, everywhere),
         donate_argnums=(0,),
     )
+
+
+def _require_finite(position: Position, phase: Phase, state: TrainState) -> None:
+    # Losses and gradients are those before the last update: it may have overflowed by itself.
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
+        raise FloatingPointError(f"parameters not finite at step {position.step} ({phase.name})")
 
 
 class _Log:
