@@ -122,7 +122,7 @@ def export_detector(workdir: Path, out: Path, *, onnx: bool = False) -> Path:
 
     Raises:
       ConfigError, CheckpointError, CalibrationError: `workdir` is not a finished run; says why.
-      ConfigError: `onnx` without its packages.
+      ConfigError: `onnx` without its packages, or `out` is a file.
       OSError: `out` cannot be written.
     """
     config = config_lib.load(workdir)
@@ -141,6 +141,8 @@ def export_model(
     onnx: bool = False,
 ) -> Path:
     """`export_detector` of the parts of a detector."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: expected a folder, which is created if missing")
     out.mkdir(parents=True, exist_ok=True)
     if onnx:
         export_onnx(model, out)

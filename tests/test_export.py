@@ -212,10 +212,10 @@ def test_onnx_without_its_packages_says_what_to_install(exports, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_onnx_networks_draw_and_judge_as_the_checkpoints(exports, tmp_path):
+def test_onnx_networks_draw_and_judge_as_the_checkpoints(tmp_path):
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = exports["whole"][1]._model
+    model = a_detector(channels=3, tiled=False)._model
     export.export_onnx(model, tmp_path)
     generator, discriminator = (
         onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
