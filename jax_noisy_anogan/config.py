@@ -336,6 +336,7 @@ def validate(config: Config) -> Config:
         )
     _check_types(config)
     _validate_data(config.data)
+    _validate_resolutions(config.growth)  # the others compute with them
     _validate_network(config)
     _validate_growth(config)
     _validate_loss(config)
@@ -445,8 +446,7 @@ def _validate_network(config: Config) -> None:
         )
 
 
-def _validate_growth(config: Config) -> None:
-    growth = config.growth
+def _validate_resolutions(growth: GrowthConfig) -> None:
     _power_of_two("growth.resolution", growth.resolution, 4, 1024)
     _power_of_two("growth.start_resolution", growth.start_resolution, 4, 1024)
     if growth.start_resolution > growth.resolution:
@@ -455,6 +455,10 @@ def _validate_growth(config: Config) -> None:
             growth.start_resolution,
             f"at most growth.resolution ({growth.resolution})",
         )
+
+
+def _validate_growth(config: Config) -> None:
+    growth = config.growth
     for name in ("stable_images", "fade_images", "final_images", "minibatch_default"):
         _at_least(f"growth.{name}", getattr(growth, name), 1)
     valid = {str(2**k) for k in range(2, 11)}
@@ -580,9 +584,9 @@ def changed(config: Config, changes: Sequence[str]) -> Config:
             raise ConfigError(f"--set {change}: expected section.field=value, as search.steps=500")
         try:
             values[section][item] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             values[section][item] = text
-    return from_json(json.dumps(values))
+    return validate(_build(Config, values, "config"))
 
 
 def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:

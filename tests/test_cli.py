@@ -1,0 +1,199 @@
+"""Hostile settings and wrong flags: an answer or one clear line."""
+
+import ast
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+import typing
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan import parallel
+from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.growth import make_schedule
+
+FIELDS = [
+    (section.name, item.name)
+    for section in dataclasses.fields(Config)
+    for item in dataclasses.fields(typing.get_type_hints(Config)[section.name])
+]
+
+EXTREMES = st.sampled_from(
+    [
+        0, -1, 1, 2, 3, 2**31 - 1, 2**31, 2**63, -(2**63), 10**30, 10**400,
+        0.0, -0.0, 1e-320, 1.0, 1.5, -1e308, 1e308, math.inf, -math.inf, math.nan,
+        True, False, None, "", "0", "1", "\0", "\ud800", "../../etc", "a" * 10_000, "é\n",
+        b"bytes", (), [], {}, [1], ["x"], {"4": 8}, {"4": -1}, {"five": 1}, {4: 8}, {1, 2},
+        1j, ..., [[]] * 3, object,
+    ]
+)  # fmt: skip
+# Numbers up to the size where a valid setting is only slow to use, not to check.
+VALUES = EXTREMES | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=4)
+
+
+def _clear(error):
+    text = str(error)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+@settings(max_examples=600, deadline=2000, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from(FIELDS), VALUES), min_size=1, max_size=3))
+def test_any_value_in_any_field_is_accepted_or_named(changes):
+    config = Config()
+    for (section, item), value in changes:
+        setattr(getattr(config, section), item, value)
+    try:
+        config_lib.validate(config)
+    except ConfigError as error:
+        text = _clear(error)
+        named = [f"{section}.{item}" for (section, item), _ in changes]
+        sections = {name.split(".")[0] for name in named}
+        # A combination may be reported under its other field.
+        assert any(name in text for name in named) or any(f"{s}." in text for s in sections), text
+        return
+    make_schedule(config.growth)
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@settings(max_examples=600, deadline=2000, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(FIELDS), VALUES | st.text(alphabet="()[]{}'\"\\0123456789.,:-_eEjx \n\0"))
+def test_any_text_of_set_is_accepted_or_answered_in_one_line(field, value):
+    text = value if isinstance(value, str) else repr(value)
+    try:
+        changed = config_lib.changed(Config(), [f"{field[0]}.{field[1]}={text}"])
+    except ConfigError as error:
+        _clear(error)
+        return
+    kept = getattr(getattr(changed, field[0]), field[1])
+    expected = getattr(getattr(Config(), field[0]), field[1])
+    number = int | float
+    assert isinstance(kept, number if isinstance(expected, number) else type(expected))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "",
+        "=",
+        "data",
+        "data=1",
+        "data.=1",
+        ".digit=1",
+        "data.nothing=1",
+        "nothing.digit=1",
+        "data.digit",
+        "data.digit=" + "(" * 5000,
+        "data.digit=" + "9" * 5000,
+        "data.digit=__import__('os')",
+        "growth.minibatch={4: 8}",
+        "growth.minibatch={'4': {1, 2}}",
+        "data.known_abnormal_classes={1, 2}",
+        "config.config.data.digit=1",
+    ],
+)
+def test_malformed_changes_are_one_line(change):
+    with pytest.raises(ConfigError) as error:
+        config_lib.changed(Config(), [change])
+    _clear(error.value)
+
+
+@settings(max_examples=300, deadline=2000, suppress_health_check=list(HealthCheck))
+@given(
+    st.text(max_size=60)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["data", "digit", "loss", "x", ""]), inner)
+        ),
+    )
+)
+def test_any_config_file_of_a_run_is_accepted_or_one_line(content):
+    import json
+
+    text = content if isinstance(content, str) else json.dumps(content)
+    try:
+        assert isinstance(config_lib.from_json(text), Config)
+    except ConfigError as error:
+        _clear(error)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "expected"),
+    [
+        (
+            "train",
+            ["--config", "configs/mnist5k.py", "--config.loss.gamma=2", "--workdir=w"],
+            "config.loss.gamma is 2",
+        ),
+        (
+            "train",
+            ["--config", "configs/mnist5k.py", "--workdir=w", "--process_index=1"],
+            "belong together",
+        ),
+        ("evaluate", ["--workdir=nowhere"], "nowhere/config.json cannot be read"),
+    ],
+)
+def test_commands_answer_in_one_line_with_exit_code_2(module, arguments, expected, tmp_path):
+    configs = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+    (tmp_path / "configs").symlink_to(configs)
+    done = subprocess.run(
+        [sys.executable, "-m", f"jax_noisy_anogan.{module}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert expected in lines[0]
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"coordinator": "host:1"}, "give all three"),
+        ({"coordinator": "host", "process_count": 2, "process_index": 0}, "expected HOST:PORT"),
+        ({"coordinator": "h:1", "process_count": 2, "process_index": 2}, "expected 0 to 1"),
+        ({"coordinator": "h:1", "process_count": 0, "process_index": 0}, "--process_count"),
+    ],
+)
+def test_incomplete_process_settings_are_named(arguments, expected):
+    with pytest.raises(ConfigError, match=expected) as error:
+        parallel.start_processes(**arguments)
+    _clear(error.value)
+
+
+def test_process_settings_come_from_the_environment_too(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES=two in the environment"):
+        parallel.start_processes()
+
+
+def test_alone_nothing_is_started(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    parallel.start_processes()
+    assert parallel.any_process(True)
+    assert not parallel.any_process(False)
+    with pytest.raises(OSError, match="mine"):
+        parallel.on_first_process(_raise)
+
+
+def _raise():
+    raise OSError("mine")
+
+
+def test_literals_of_set_are_python_literals():
+    changed = config_lib.changed(Config(), ["growth.minibatch={'8': 32}", "loss.gamma=1"])
+    assert changed.growth.minibatch == ast.literal_eval("{'8': 32}")
+    assert changed.loss.gamma == 1
