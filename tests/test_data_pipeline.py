@@ -224,3 +224,33 @@ def test_two_processes_resume_exactly_in_mid_epoch_and_equal_one_process(tmp_pat
                 expected = [zlib.crc32(image.tobytes()) for image in images]
                 assert run[process]["seen"][6 * number : 6 * number + 6] == expected
     single.close()
+
+
+def test_tiles_of_known_abnormal_images_show_their_defect(tmp_path):
+    # 4 x 4 tiles, a defect of less than 1 % of the image: a random tile shows it now and then only.
+    config = _config(tmp_path, tile_image_resolution=128)
+    dataset, split = _open(config)
+    streams = _streams(dataset, split, resolution=32, minibatch=32, with_abnormal=True)
+    batch = next(streams)
+    streams.close()
+    indices = split.train_known_abnormal
+    defective = []
+    for tile in batch.abnormal:
+        for index in indices:
+            found = _place(dataset.images([index], 128)[0], tile)
+            if found is not None:
+                top, left = found
+                mask = dataset.masks([index], 128)[0]
+                defective.append(mask[top : top + 32, left : left + 32].any())
+    assert len(defective) == 32
+    # A crop at the rim of the room can lose its one pixel to rounding.
+    assert np.mean(defective) > 0.9
+
+
+def _place(image, tile):
+    windows = np.lib.stride_tricks.sliding_window_view(image[..., 0], tile.shape[:2])
+    corner = windows[:, :, 0, :8] == tile[0, :8, 0]
+    for top, left in np.argwhere(corner.all(axis=2)):
+        if np.array_equal(windows[top, left], tile[..., 0]):
+            return top, left
+    return None

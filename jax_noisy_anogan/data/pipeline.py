@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from jax_noisy_anogan.data.augment import Augmentation
 from jax_noisy_anogan.data.errors import DataError
@@ -24,6 +24,7 @@ MEMORY_BYTES = 2**30
 PREFETCHED_BATCHES = 8
 PREFETCHED_BYTES = 256 * 2**20
 READING_THREADS = 4
+DEFECT_POINTS = 64
 
 
 class TrainingBatch(NamedTuple):
@@ -91,7 +92,12 @@ class TrainingStreams(Iterator[TrainingBatch]):
                 order=_Order(len(indices), seed, name),
                 local=slice(process_index * local, (process_index + 1) * local),
                 change=_Change(
-                    dataset.augmentation, resolution, dataset.tiles_per_side, seed, name
+                    dataset.augmentation,
+                    resolution,
+                    dataset.tiles_per_side,
+                    seed,
+                    name,
+                    _defects(dataset, indices) if name == "abnormal" else None,
                 ),
             )
             for name, indices in parts.items()
@@ -218,12 +224,43 @@ class _Order:
         return np.random.Generator(np.random.PCG64(sequence)).permutation(self._length)
 
 
+def _defects(
+    dataset: Dataset, indices: Int[np.ndarray, " n"]
+) -> list[Float[np.ndarray, "points 2"]] | None:
+    """Up to `DEFECT_POINTS` defective pixels per image, as fractions of its height and width.
+
+    None where images are not cut into tiles or have no masks. An image whose mask is unknown, or
+    vanishes at its resolution, has no points.
+    """
+    if dataset.tiles_per_side == 1 or not dataset.has_masks:
+        return None
+    points = []
+    for index in indices:
+        masks = dataset.masks([int(index)], dataset.resolution)
+        assert masks is not None
+        pixels = np.argwhere(masks[0])
+        chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), DEFECT_POINTS)).astype(int)
+        points.append((pixels[chosen] + 0.5) / dataset.resolution)
+    return points
+
+
 class _Change:
-    """Crops tiles and augments; the random choices of a record depend on its position alone."""
+    """Crops tiles and augments; the random choices of a record depend on its position alone.
+
+    A tile of an abnormal image shows some of its defect where the mask is known: most tiles of it
+    are flawless, and as known abnormal ones they would teach that flawless tiles are abnormal.
+    """
 
     def __init__(
-        self, augmentation: Augmentation, resolution: int, tiles_per_side: int, seed: int, name: str
+        self,
+        augmentation: Augmentation,
+        resolution: int,
+        tiles_per_side: int,
+        seed: int,
+        name: str,
+        defects: list[Float[np.ndarray, "points 2"]] | None = None,
     ):
+        self._defects = defects
         self._augmentation = augmentation
         self._resolution = resolution
         self._room = resolution * (tiles_per_side - 1)
@@ -234,15 +271,29 @@ class _Change:
         return self._room == 0 and self._augmentation.is_off
 
     def __call__(
-        self, image: UInt8[np.ndarray, "height width c"], position: int
+        self, image: UInt8[np.ndarray, "height width c"], row: int, position: int
     ) -> UInt8[np.ndarray, "r r c"]:
         sequence = np.random.SeedSequence([*self._key, position])
         rng = np.random.Generator(np.random.PCG64(sequence))
         if self._room:
             # As a fraction of the image, the same tile is cropped at every resolution.
-            top, left = (rng.random(2) * (self._room + 1)).astype(int)
+            start = rng.random(2)
+            if self._defects is not None and len(self._defects[row]):
+                start = self._around(self._defects[row], start, rng)
+            top, left = (start * (self._room + 1)).astype(int)
             image = image[top : top + self._resolution, left : left + self._resolution]
         return self._augmentation(image, rng)
+
+    def _around(
+        self,
+        points: Float[np.ndarray, "points 2"],
+        place: Float[np.ndarray, " 2"],
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, " 2"]:
+        """A crop's start, as a share of the room, that has one of the points at `place` in it."""
+        side = self._resolution / (self._resolution + self._room)
+        point = points[int(rng.integers(len(points)))]
+        return np.clip((point - place * side) / (1 - side), 0, np.nextafter(1, 0))
 
 
 class _Stream:
@@ -260,8 +311,9 @@ class _Stream:
 
     def batch(self, start: int) -> UInt8[np.ndarray, "local r r c"]:
         positions = slice(start + self._local.start, start + self._local.stop)
-        images = self._images[self._order[positions]]
+        rows = self._order[positions]
+        images = self._images[rows]
         if self._change.is_off:
             return images
-        numbered = zip(images, range(positions.start, positions.stop), strict=True)
-        return np.stack([self._change(image, position) for image, position in numbered])
+        numbered = zip(images, rows, range(positions.start, positions.stop), strict=True)
+        return np.stack([self._change(*item) for item in numbered])
