@@ -75,6 +75,8 @@ class DataConfig:
         published files; 0 reads them.
       texture, synthetic_images, synthetic_abnormal_images: "brushed", "fabric" or "speckle", and
         how many flawless and how many defective surfaces.
+      synthetic_side: side in pixels at which surfaces are drawn, before they are brought to the
+        resolution that is prepared; 0 draws them at that resolution.
       source_seed: of generated puzzles and synthetic surfaces.
       flip_horizontal, flip_vertical, quarter_turns: random augmentations of training images.
       max_shift: largest random shift as a fraction of the side.
@@ -111,6 +113,7 @@ class DataConfig:
     texture: str = "brushed"
     synthetic_images: int = 400
     synthetic_abnormal_images: int = 200
+    synthetic_side: int = 0
     source_seed: int = 0
     flip_horizontal: bool = False
     flip_vertical: bool = False
@@ -394,6 +397,7 @@ def _validate_data(data: DataConfig) -> None:
         ("generated_abnormal_images", 0),
         ("synthetic_images", 1),
         ("synthetic_abnormal_images", 0),
+        ("synthetic_side", 0),
     ):
         _at_least(f"data.{name}", getattr(data, name), low)
     for name in ("train_fraction", "validation_fraction"):
@@ -412,6 +416,8 @@ def _validate_data(data: DataConfig) -> None:
         )
     if data.generated_abnormal_images and not data.generated_images:
         _fail("data.generated_images", 0, "at least 1 when abnormal puzzles are generated")
+    if data.synthetic_side and not 16 <= data.synthetic_side <= 8192:
+        _fail("data.synthetic_side", data.synthetic_side, "0, or from 16 to 8192")
     if data.tile_image_resolution:
         _power_of_two("data.tile_image_resolution", data.tile_image_resolution, 4, 4096)
     if not data.root:

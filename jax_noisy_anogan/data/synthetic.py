@@ -26,14 +26,16 @@ _SCALE = 1024
 def synthetic(config: DataConfig, *, resolution: int) -> Source:
     """`synthetic_images` flawless and `synthetic_abnormal_images` defective surfaces.
 
-    The kinds of defect take turns. Every surface depends on `source_seed` and its number only.
+    The kinds of defect take turns. Every surface depends on `source_seed` and its number only; it
+    is drawn at `resolution` unless `synthetic_side` says otherwise.
     """
+    side = config.synthetic_side or resolution
     examples = []
     for number in range(config.synthetic_images + config.synthetic_abnormal_images):
         turn = number - config.synthetic_images
         label = 0 if turn < 0 else 1 + turn % len(DEFECTS)
         key = (config.source_seed, zlib.crc32(config.texture.encode()), number)
-        load = partial(_load, config.texture, label, resolution, config.channels, key)
+        load = partial(_load, config.texture, label, side, config.channels, key)
         examples.append(Example(f"{config.texture}/{CLASS_NAMES[label]}/{number:05d}", label, load))
     return Source(
         builder="synthetic",
@@ -46,6 +48,7 @@ def synthetic(config: DataConfig, *, resolution: int) -> Source:
             config.synthetic_images,
             config.synthetic_abnormal_images,
             config.source_seed,
+            config.synthetic_side,
         ),
         has_masks=True,
     )
