@@ -28,13 +28,20 @@ Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 # per image and step at 32 x 32 with 32 channels. Written as an ordinary convolution with the
 # flipped, transposed kernel it is fast everywhere. Both derivatives are themselves built from the
 # two functions below, so that the gradient penalties can differentiate them again.
+#
+# The kernel's gradient is a convolution too, whose window is the whole cotangent. On the CPU it
+# reaches 100 to 125 Gflop/s of a core's 165 while that window fits the second-level cache and 25 to
+# 55 beyond, where it took more than half of a training step: 32 images of 32 x 32 with 32 channels
+# 21 ms whole, 6 ms in four pieces; 16 x 16 with 64 channels 10.7 and 5.4 ms. Sums of shifted matrix
+# products took 11 and 8 ms, im2col 51 and 28. Other devices have a routine of their own for it.
 # ---------------------------------------------------------------------------------------------
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_CACHED_NUMBERS = 2**18
 
 
 def _conv_same(x: Images, kernel: Kernel) -> Images:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
 
 
 def _flip(kernel: Kernel) -> Kernel:
@@ -53,8 +60,58 @@ def conv2d_kernel_gradient(x: Images, cotangent: Images, kernel_shape: Kernel) -
 
     `kernel_shape` gives the result's shape; its values are not used.
     """
-    transpose = jax.linear_transpose(lambda kernel: _conv_same(x, kernel), kernel_shape)
-    return transpose(cotangent)[0]
+
+    def whole(x: Images, cotangent: Images) -> Kernel:
+        transpose = jax.linear_transpose(lambda kernel: _conv_same(x, kernel), kernel_shape)
+        return transpose(cotangent)[0]
+
+    def in_pieces(x: Images, cotangent: Images) -> Kernel:
+        return _kernel_gradient_in_pieces(x, cotangent, kernel_shape.shape[:2])
+
+    return lax.platform_dependent(x, cotangent, cpu=in_pieces, default=whole)
+
+
+def _kernel_gradient_in_pieces(
+    x: Images, cotangent: Images, kernel_size: tuple[int, int]
+) -> Kernel:
+    """The kernel's gradient as a sum over pieces of at most `_CACHED_NUMBERS` cotangents.
+
+    Pieces are whole images if two of them fit, otherwise bands of rows through all images.
+    """
+    n, h, w, c = x.shape
+    outputs = cotangent.shape[-1]
+    margin_h, margin_w = (size // 2 for size in kernel_size)
+    images = _largest_divisor(n, _CACHED_NUMBERS // (h * w * outputs))
+    if images >= 2 or n * h * w * outputs <= _CACHED_NUMBERS:
+        parts = n // images
+        xs = x.reshape(parts, images, h, w, c)
+        cotangents = cotangent.reshape(parts, images, h, w, outputs)
+    else:
+        rows = _largest_divisor(h, _CACHED_NUMBERS // (n * w * outputs))
+        padded = jnp.pad(x, ((0, 0), (margin_h, margin_h), (0, 0), (0, 0)))
+        xs = jnp.stack([padded[:, row : row + rows + 2 * margin_h] for row in range(0, h, rows)])
+        cotangents = cotangent.reshape(n, h // rows, rows, w, outputs).swapaxes(0, 1)
+        margin_h = 0
+
+    def add(total: Kernel, piece: tuple[Images, Images]) -> tuple[Kernel, None]:
+        part_x, part_cotangent = piece
+        gradient = lax.conv_general_dilated(
+            part_x.transpose(3, 1, 2, 0),
+            part_cotangent.transpose(1, 2, 0, 3),
+            (1, 1),
+            ((margin_h, margin_h), (margin_w, margin_w)),
+            dimension_numbers=_NHWC,
+        )
+        return total + gradient, None
+
+    zero = jnp.zeros((c, *kernel_size, outputs), x.dtype)
+    total, _ = lax.scan(add, zero, (xs, cotangents))
+    return total.transpose(1, 2, 0, 3)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`, and at least 1."""
+    return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
 
 
 def _conv2d_forward(x, kernel):
