@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.networks import NetworkParams, Networks, channels_at
+from jax_noisy_anogan.train_step import penalty_weight
 
 HE_GAIN = 2.0**0.5
 
@@ -226,7 +227,7 @@ def discriminator_loss(
     if loss.penalty == "r1":
         (gradient,) = torch.autograd.grad(logits_real.sum(), real, create_graph=True)
         penalty = 0.5 * gradient.square().sum((1, 2, 3)).mean()
-        total = total + loss.penalty_weight * penalty
+        total = total + penalty_weight(loss) * penalty
     return total
 
 

@@ -1,0 +1,420 @@
+"""Training step and search iteration beside the PyTorch twin, on this machine.
+
+    python benchmarks/compare.py [--quick] [--json FILE]
+
+Both sides run in one process, in alternation, with the same weights, images, settings and number
+of threads; what is reported is the median of the ratios of neighbouring runs, so that other load
+on the machine falls on both. `ours` and `reference` are images per second (of a search: images
+times iterations per second); a ratio above 1 means that the package is faster. Flops are counted
+from the twin's convolutions and products, so both sides' share of the machine's measured matrix
+rate is a share of the same necessary work. Needs the extra `bench`.
+
+The last rows compare searches of the whole 500 steps: peers search one image at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch_twin
+from jax import monitoring
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
+from jax_noisy_anogan.latent_search import Judgement, search_latents
+from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, sample_latents
+from jax_noisy_anogan.train_step import (
+    ema_decay_for,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    to_float_images,
+)
+
+GAMMA, LATENT, STDDEV = 0.1, 64, 0.3
+ITERATIONS = 10
+PEER_STEPS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+      kind: "train" or "search".
+      penalty_interval: of `LossConfig`; the twin always penalises every real image.
+      channels_last: memory format of the twin.
+    """
+
+    kind: str
+    resolution: int
+    fmap_max: int
+    batch: int
+    penalty_interval: int = 1
+    channels_last: bool = False
+
+    @property
+    def name(self) -> str:
+        name = f"{self.kind} {self.resolution}² fmap {self.fmap_max} batch {self.batch}"
+        if self.penalty_interval > 1:
+            name += f" lazy {self.penalty_interval}"
+        return name + (" (twin channels-last)" if self.channels_last else "")
+
+
+QUICK = [
+    Case("search", 32, 32, 32),
+    Case("search", 32, 64, 32),
+    Case("train", 32, 32, 32),
+    Case("train", 32, 64, 32),
+]
+FULL = [
+    *QUICK,
+    Case("search", 32, 64, 32, channels_last=True),
+    Case("train", 32, 64, 32, channels_last=True),
+    Case("train", 32, 64, 32, penalty_interval=4),
+    Case("search", 32, 64, 1),
+    Case("search", 32, 64, 128),
+    Case("search", 32, 256, 16),
+    Case("train", 32, 256, 16),
+    Case("search", 64, 64, 16),
+    Case("train", 64, 64, 16),
+    Case("search", 128, 32, 8),
+    Case("train", 128, 32, 8),
+    Case("search", 256, 16, 4),
+    Case("train", 256, 16, 4),
+]
+
+
+class Side(NamedTuple):
+    """One way to do a case's work: `run` does it once and waits for the result."""
+
+    run: Callable[[], Any]
+    images: int
+
+
+class Program(NamedTuple):
+    """What the compiler says of the package's program.
+
+    Attributes:
+      seconds: to trace and compile.
+      megabytes: arguments, results and temporaries at once.
+    """
+
+    seconds: float
+    megabytes: float
+
+
+class Row(NamedTuple):
+    """A result; the first four fields are common to all benchmarks of the project."""
+
+    name: str
+    ours: float
+    reference: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    compile_seconds: float
+    compilations: int
+    megabytes: float
+    gigaflops_per_image: float
+    machine_share: float
+    machine_share_reference: float
+
+
+def build(case: Case) -> tuple[Networks, NetworkParams]:
+    networks = build_networks(
+        resolution=case.resolution,
+        fading=False,
+        channels=1,
+        # The widths halve above 32 x 32 as in Table 2 of Karras et al.
+        fmap_base=case.fmap_max * 16,
+        fmap_max=case.fmap_max,
+        latent_size=LATENT,
+    )
+    return networks, networks.init(jax.random.key(0))
+
+
+def byte_images(networks: Networks, count: int, seed: int) -> np.ndarray:
+    shape = (count, *networks.image_shape)
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def compiled(function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()):
+    """The compiled program and what it costs."""
+    start = time.perf_counter()
+    program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    memory = program.memory_analysis()
+    size = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    return program, Program(seconds, size / 2**20)
+
+
+def make_train_sides(case: Case) -> tuple[Side, Side, Program]:
+    networks, params = build(case)
+    twin = torch_twin.make_twin(networks, params, channels_last=case.channels_last)
+    loss = LossConfig(gamma=GAMMA, penalty_interval=case.penalty_interval)
+    optim, decay = OptimConfig(), ema_decay_for(10_000, case.batch)
+    real, abnormal = (byte_images(networks, case.batch, seed) for seed in (1, 2))
+
+    optimizer = make_optimizer(optim)
+    step = make_train_step(networks, optimizer, loss=loss, prior="uniform", ema_decay=decay)
+    args = jax.device_put((real, abnormal, jnp.float32(1.0), jax.random.key(1)))
+    state = init_state(networks, optimizer, jax.random.key(0))
+    program, cost = compiled(step, state, *args, donate=(0,))
+
+    def run_ours() -> None:
+        nonlocal state
+        state, metrics = program(state, *args)
+        float(metrics["d_loss"])
+
+    trainer = torch_twin.Trainer(twin, optim, LossConfig(gamma=GAMMA), decay)
+    x, y = (_twin_images(images, case) for images in (real, abnormal))
+
+    def run_twin() -> None:
+        z = torch.rand(case.batch, LATENT) * 2.0 - 1.0
+        trainer.step(x, y, z)
+
+    return Side(run_ours, case.batch), Side(run_twin, case.batch), cost
+
+
+def _twin_images(images: Any, case: Case) -> torch.Tensor:
+    tensor = torch_twin.to_torch_images(images)
+    form = torch.channels_last if case.channels_last else torch.contiguous_format
+    return tensor.contiguous(memory_format=form)
+
+
+def _search_program(networks: Networks, search: SearchConfig) -> Callable[..., Any]:
+    def program(params: NetworkParams, images: jax.Array, key: jax.Array):
+        def judge(image):
+            out = networks.discriminate(params.discriminator, image[None], 1.0, STDDEV)
+            features = out.features[search.feature_resolution][0]
+            return Judgement(jax.nn.sigmoid(out.logits[0]), out.logits[0], features)
+
+        return search_latents(
+            lambda z: networks.generate(params.generator, z[None])[0],
+            judge,
+            images,
+            key,
+            search=search,
+            gamma=GAMMA,
+            prior="uniform",
+            latent_size=LATENT,
+        )
+
+    return program
+
+
+def make_search_sides(case: Case, steps: int = ITERATIONS) -> tuple[Side, Side, Program]:
+    networks, params = build(case)
+    twin = torch_twin.make_twin(networks, params, channels_last=case.channels_last)
+    search = SearchConfig(steps=steps)
+    images = to_float_images(jnp.asarray(byte_images(networks, case.batch, 1)))
+    key = jax.random.key(2)
+    program, cost = compiled(_search_program(networks, search), params, images, key)
+    start = torch.from_numpy(np.array(sample_latents(key, "uniform", (1, LATENT))))
+    x = _twin_images(images, case)
+
+    def run_ours() -> None:
+        jax.block_until_ready(program(params, images, key))
+
+    def run_twin() -> None:
+        torch_twin.search_latents(twin, x, start, search=search, gamma=GAMMA, stddev=STDDEV)
+
+    work = case.batch * steps
+    return Side(run_ours, work), Side(run_twin, work), cost
+
+
+SIDES = {"train": make_train_sides, "search": make_search_sides}
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def alternate(
+    ours: Callable[[], Any], reference: Callable[[], Any], *, trials: int, seconds: float
+) -> list[tuple[float, float]]:
+    """Pairs of neighbouring run times, after one run of each that is not counted.
+
+    Every second pair runs in the opposite order. Ends after `trials` pairs, or after `seconds` when
+    at least three are done.
+    """
+    ours(), reference()
+    pairs: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(pairs) < trials and (len(pairs) < 3 or time.perf_counter() < end):
+        if len(pairs) % 2:
+            second = seconds_of(reference)
+            pairs.append((seconds_of(ours), second))
+        else:
+            first = seconds_of(ours)
+            pairs.append((first, seconds_of(reference)))
+    return pairs
+
+
+def summarise(pairs: list[tuple[float, float]]) -> tuple[float, float, tuple[float, float, float]]:
+    """Median seconds of both sides; quartiles (25, 50, 75 %) of reference / ours."""
+    ratios = np.array([reference / ours for ours, reference in pairs])
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    ours, reference = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return ours, reference, (float(low), float(middle), float(high))
+
+
+def matrix_rate(size: int = 2048, trials: int = 7) -> float:
+    """Flops per second of the better of both sides' matrix product: the machine's ceiling."""
+    ones = np.ones((size, size), np.float32)
+    a, b = jnp.asarray(ones), torch.from_numpy(ones)
+    product = jax.jit(jnp.matmul)
+    pairs = alternate(
+        lambda: jax.block_until_ready(product(a, a)), lambda: b @ b, trials=trials, seconds=10
+    )
+    return 2.0 * size**3 / min(map(min, pairs))
+
+
+def count_flops(run: Callable[[], Any]) -> float:
+    """Floating-point operations in the convolutions and products of a PyTorch run."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+class CompilationCounter:
+    """Counts programs that XLA compiles while it is entered."""
+
+    EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __enter__(self) -> CompilationCounter:
+        self.count = 0
+        monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, *_: object, **__: object) -> None:
+        self.count += event == self.EVENT
+
+
+def measure(case: Case, *, ceiling: float, trials: int, seconds: float) -> Row:
+    ours, twin, program = SIDES[case.kind](case)
+    flops = count_flops(twin.run)
+    with CompilationCounter() as later:
+        pairs = alternate(ours.run, twin.run, trials=trials, seconds=seconds)
+    ours_seconds, twin_seconds, (low, ratio, high) = summarise(pairs)
+    return Row(
+        case.name,
+        ours.images / ours_seconds,
+        twin.images / twin_seconds,
+        ratio,
+        low,
+        high,
+        program.seconds,
+        1 + later.count,
+        program.megabytes,
+        flops / twin.images / 1e9,
+        flops / ours_seconds / ceiling,
+        flops / twin_seconds / ceiling,
+    )
+
+
+def measure_peers(*, ceiling: float, seconds: float) -> Row:
+    """64 images in one batch against the way of the peers: one image after the other.
+
+    Both are searched for `PEER_STEPS`; `ours` and `reference` are whole images per second. The
+    reference is the twin at batch 1, which is kinder than peers that rebuild graphs or re-run D(x).
+    """
+    case = Case("search", 32, 64, 64)
+    ours, _, program = make_search_sides(case, PEER_STEPS)
+    _, alone, _ = make_search_sides(dataclasses.replace(case, batch=1), PEER_STEPS)
+    flops = count_flops(alone.run)
+    with CompilationCounter() as later:
+        pairs = alternate(ours.run, alone.run, trials=3, seconds=seconds)
+    pairs = [(mine / case.batch, theirs) for mine, theirs in pairs]
+    ours_seconds, twin_seconds, (low, ratio, high) = summarise(pairs)
+    return Row(
+        f"search 32² fmap 64, {PEER_STEPS} steps: batch {case.batch} / one at a time",
+        1.0 / ours_seconds,
+        1.0 / twin_seconds,
+        ratio,
+        low,
+        high,
+        program.seconds,
+        1 + later.count,
+        program.megabytes,
+        flops / 1e9,
+        flops / ours_seconds / ceiling,
+        flops / twin_seconds / ceiling,
+    )
+
+
+def show(rows: list[Row], ceiling: float, console: Console) -> None:
+    table = Table(
+        title=f"images/s, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
+        f"JAX {jax.__version__}; matrix products reach {ceiling / 1e9:.0f} Gflop/s"
+    )
+    columns = "name,ours,twin,ratio,quartiles,compile s,programs,MiB,Gflop/image,% peak,twin %"
+    for index, column in enumerate(columns.split(",")):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.ours:,.4g}",
+            f"{row.reference:,.4g}",
+            f"{row.ratio:.2f}",
+            f"{row.ratio_low:.2f}-{row.ratio_high:.2f}",
+            f"{row.compile_seconds:.1f}",
+            str(row.compilations),
+            f"{row.megabytes:,.0f}",
+            f"{row.gigaflops_per_image:.3g}",
+            f"{100 * row.machine_share:.0f}",
+            f"{100 * row.machine_share_reference:.0f}",
+        )
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="the four settings at 32² only")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--trials", type=int, default=15, help="pairs of runs per row")
+    parser.add_argument("--seconds", type=float, default=30.0, help="longest time per row")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    options = parser.parse_args(arguments)
+
+    ceiling = matrix_rate()
+    console, rows = Console(), []
+    for case in QUICK if options.quick else FULL:
+        if options.only in case.name:
+            row = measure(case, ceiling=ceiling, trials=options.trials, seconds=options.seconds)
+            rows.append(row)
+            console.print(f"{row.name}: {row.ratio:.2f}", highlight=False)
+    if not options.quick and options.only in "peers":
+        rows.append(measure_peers(ceiling=ceiling, seconds=options.seconds))
+    show(rows, ceiling, console)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump([row._asdict() for row in rows], file, indent=1)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
