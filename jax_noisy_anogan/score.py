@@ -26,6 +26,7 @@ _HEATMAPS = flags.DEFINE_enum(
     "heatmaps", "abnormal", ["none", "abnormal", "all"], "Which images get an overlay PNG"
 )
 _MAPS = flags.DEFINE_bool("maps", False, "Also write every map as a 32-bit float TIFF")
+cli.define_processes()
 
 
 def main(arguments: list[str]) -> None:

@@ -1,7 +1,8 @@
 """Training through all phases of growth: streams in, updates, checkpoints out.
 
 Running the same command again continues where the newest checkpoint stands; the result is the same,
-bit for bit, as that of a run that was never stopped (on the same machine).
+bit for bit, as that of a run that was never stopped (on the same machine with the same number of
+devices: on CPUs, already the number of virtual devices changes the last bits).
 """
 
 from __future__ import annotations

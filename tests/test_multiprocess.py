@@ -1,0 +1,166 @@
+"""Two processes of two devices each, on the loopback interface, against one of four."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+TOLERANCE = 2e-6  # largest measured difference of a parameter after 8 updates: see the last test
+
+# Trains with the command's own start-up, lock and error lines; then scores its held-out images.
+SCRIPT = '''
+import dataclasses, sys, time
+from pathlib import Path
+import jax
+import numpy as np
+from jax_noisy_anogan import cli, evaluation, experiment, parallel, trainer
+from jax_noisy_anogan.config import *
+
+folder, action = Path(sys.argv[1]), sys.argv[2]
+sys.argv = ["train", *sys.argv[3:]]
+config = validate(Config(
+    data=DataConfig(max_test_images=8, validation_fraction=0.02),
+    network=NetworkConfig(fmap_base=32, fmap_max=8, latent_size=8, stddev_group=2),
+    growth=GrowthConfig(start_resolution=4, resolution=4, final_images=64,
+        minibatch_default=8, minibatch={}),
+    search=SearchConfig(steps=2, batch_size=8),
+    # No average: what is compared has moved by all of every update.
+    optim=OptimConfig(ema_half_life_images=0.0),
+    train=TrainConfig(checkpoint_every_images=16, log_every_steps=1, sample_images=4),
+))
+# SGD: Adam would hide a gradient that is too large by the number of devices.
+import optax
+trainer.make_optimizer = lambda optim: optax.sgd(0.05)
+
+def report_updates(*args):
+    step = compile_step(*args)
+    def run(*values):
+        print("step", flush=True)
+        if action == "slow":
+            time.sleep(0.5)
+        return step(*values)
+    return run
+compile_step, trainer.compile_step = trainer.compile_step, report_updates
+
+class Scores:
+    """Raw terms of the test images instead of the whole evaluation, which draws and writes."""
+    @staticmethod
+    def evaluate(config, folder, dataset, split, model, *, progress):
+        held_out = evaluation._HeldOut(
+            config, folder, dataset, split, evaluation.Scorer(model, config))
+        held_out.search(progress=False)
+        parallel.any_process(False)
+        if jax.process_index():
+            return {}
+        found = [r.terms["score"] for r in held_out.results(split.test)]
+        np.save(folder / "scores.npy", np.array(found))
+        state = jax.tree.leaves(model.params)
+        np.save(folder / "params.npy", np.concatenate([np.asarray(x).ravel() for x in state]))
+        return {}
+
+experiment.evaluation = Scores
+cli.define_processes()
+cli.run(lambda _: experiment.run(config, folder, progress=False))
+'''
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _start(folder, processes, devices, action="train"):
+    script = folder.parent / "train.py"
+    script.write_text(SCRIPT)
+    port, started = _free_port(), []
+    for index in range(processes):
+        flags = (
+            [
+                f"--coordinator=127.0.0.1:{port}",
+                f"--process_count={processes}",
+                f"--process_index={index}",
+            ]
+            if processes > 1
+            else []
+        )
+        started.append(
+            subprocess.Popen(
+                [sys.executable, str(script), str(folder), action, *flags],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"},
+            )
+        )
+    return started
+
+
+def _finish(processes, seconds=240):
+    try:
+        return [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _after_steps(process, count):
+    # Gloo writes lines of its own.
+    while count and (line := process.stdout.readline()):
+        count -= line == "step\n"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    _, errors = _finish(processes := _start(folder, 1, 4))[0]
+    assert processes[0].returncode == 0, errors
+    return folder
+
+
+def test_two_processes_train_score_stop_and_resume_as_one(alone, tmp_path):
+    folder = tmp_path / "run"
+    # Stopped by a signal to one of them only: both stop, at the same step, with one checkpoint.
+    processes = _start(folder, 2, 2, "slow")
+    _after_steps(processes[1], 3)
+    processes[1].send_signal(signal.SIGTERM)
+    told = _finish(processes)
+    assert [process.returncode for process in processes] == [75, 75], told
+    lines = [errors.strip().splitlines()[-1] for _, errors in told]
+    assert lines[0] == lines[1]
+    assert "run the same command again" in lines[0]
+    stopped = max(int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert 0 < stopped < 8
+    assert f"stopped at step {stopped} of 8" in lines[0]
+
+    processes = _start(folder, 2, 2)
+    told = _finish(processes)
+    assert [process.returncode for process in processes] == [0, 0], told
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    assert steps == list(range(1, 9))  # written by one process only, and without a gap
+
+    params, expected = np.load(folder / "params.npy"), np.load(alone / "params.npy")
+    np.testing.assert_allclose(params, expected, rtol=0, atol=TOLERANCE)
+    scores, expected = np.load(folder / "scores.npy"), np.load(alone / "scores.npy")
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    assert (folder / "split.json").read_text() == (alone / "split.json").read_text()
+
+
+def test_when_one_process_dies_the_other_stops_with_a_line(tmp_path):
+    folder = tmp_path / "run"
+    processes = _start(folder, 2, 2, "slow")
+    _after_steps(processes[0], 3)
+    processes[1].kill()
+    start = time.monotonic()
+    told = _finish(processes, seconds=90)
+    assert time.monotonic() - start < 90
+    assert processes[0].returncode == 69, told
+    line = told[0][1].strip().splitlines()[-1]
+    assert "another process of this run has ended" in line
+    assert "same command" in line

@@ -1,0 +1,211 @@
+"""The whole path at tiny size: the command, its files, and going on where it stopped."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan import experiment, model, trainer
+from jax_noisy_anogan.checkpoint import checksum
+from jax_noisy_anogan.growth import make_schedule
+from jax_noisy_anogan.train_step import grow_state
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import fault_injection as faults
+
+CONFIG = """
+import dataclasses
+import sys
+
+sys.path.insert(0, {benchmarks!r})
+
+from fault_injection import tiny_config
+from jax_noisy_anogan.config import LossConfig, SearchConfig
+
+
+def get_config():
+    config = tiny_config({cache!r})
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, validation_fraction=0.05),
+        growth=dataclasses.replace(
+            config.growth, stable_images=32, fade_images=32, final_images=32
+        ),
+        loss=LossConfig(),
+        search=SearchConfig(steps=2, batch_size=16),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The command that trains and evaluates, and its folder after it has run once."""
+    root = tmp_path_factory.mktemp("command")
+    file = root / "tiny.py"
+    file.write_text(CONFIG.format(benchmarks=str(Path(faults.__file__).parent), cache=str(root)))
+    arguments = [sys.executable, "-m", "jax_noisy_anogan.train", f"--config={file}"]
+
+    def run(folder):
+        return subprocess.Popen(
+            [*arguments, f"--workdir={folder}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        )
+
+    folder = root / "run"
+    with run(folder) as process:
+        output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return run, folder, output
+
+
+def test_the_command_writes_every_result(command):
+    _, folder, output = command
+    tables = ["config.json", "split.json", "metrics.json", "scores.csv", "calibration.json"]
+    pictures = ["reconstructions.png", "pixel_difference.png", "report.html"]
+    for name in tables + pictures:
+        assert (folder / name).stat().st_size > 0, name
+    assert {path.name for path in (folder / "samples").iterdir()} == {
+        "00_4x4_stable.png",
+        "01_8x8_fade.png",
+        "02_8x8_stable.png",
+    }
+    results = json.loads((folder / "metrics.json").read_text())
+    for name in ("score", "calibrated", "residual", "feature", "penalty", "discriminator"):
+        assert 0.0 <= results[name]["auroc"] <= 1.0
+    assert "metrics.json" in output
+
+
+def test_the_curves_have_every_step_once(command):
+    _, folder, _ = command
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["resolution"] for line in lines] == [4] * 4 + [8] * 8
+    assert [line["alpha"] for line in lines] == [1.0] * 4 + [0.0, 0.25, 0.5, 0.75] + [1.0] * 4
+    assert all(np.isfinite(line["d_loss"]) for line in lines)
+
+
+def test_after_the_end_the_command_only_evaluates_again(command, monkeypatch):
+    _, folder, _ = command
+    before = json.loads((folder / "metrics.json").read_text())
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    curves = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.json").unlink()
+
+    def trains(*_):
+        raise AssertionError("a finished run trains")
+
+    monkeypatch.setattr(trainer._Run, "_run_phase", trains)
+    again = experiment.run(config_lib.load(folder), folder, progress=False)
+    assert json.loads((folder / "metrics.json").read_text()).keys() == before.keys()
+    for name in ("score", "calibrated"):
+        assert again[name]["auroc"] == pytest.approx(before[name]["auroc"])
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == checkpoints
+    assert (folder / "metrics.jsonl").read_text() == curves
+
+
+def test_a_finished_run_is_a_model(command):
+    _, folder, _ = command
+    found = model.load_model(folder)
+    assert found.networks.resolution == 8
+    assert float(found.reference.weight) > 0
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bench")
+    return faults.Bench(root, faults.tiny_config(str(root / "cache")))
+
+
+def test_every_phase_is_compiled_once_and_a_stop_at_any_step_changes_no_bit(bench):
+    bench.reference()
+    last = make_schedule(bench.config.growth).total_steps
+    folder, save = bench.root / "stops", trainer.Checkpoints.save
+    rng = random.Random(0)
+    stops = sorted(rng.sample(range(1, last), 5))
+
+    class Stop(Exception):
+        pass
+
+    # Leave the loop after the update, without a checkpoint of that moment: what a kill does.
+    def stopping(step):
+        def alter(function):
+            def run(state, *rest):
+                result = function(state, *rest)
+                if int(result[0].step) == step:
+                    raise Stop
+                return result
+
+            run.compiled = function
+            return run
+
+        return alter
+
+    compiled = dict(bench._steps)
+    for step in stops:
+        alter = stopping(step)
+        bench._steps = {k: alter(f) for k, f in compiled.items()}
+        with pytest.raises(Stop):
+            bench.train(folder)
+    bench._steps = compiled
+    bench.train(folder)
+    assert bench.is_whole(folder)
+    assert len(compiled) == 3
+    assert [function._cache_size() for function in compiled.values()] == [1, 1, 1]
+    assert trainer.Checkpoints.save is save
+
+
+def test_growing_keeps_every_parameter_of_the_lower_resolution(bench):
+    config, phases = bench.config, make_schedule(bench.config.growth).phases
+    folder = bench.root / "grown"
+    growth = dataclasses.replace(config.growth, resolution=4)
+    small = bench.train(folder, dataclasses.replace(config, growth=growth))
+    networks = trainer.networks_of(config, phases[1])
+    grown = grow_state(small, networks, trainer.make_optimizer(config.optim), jax.random.key(1))
+    for before, after in zip(small.params, grown.params, strict=True):
+        old, new = _by_path(before), _by_path(after)
+        assert len(new) > len(old)
+        for path, leaf in old.items():
+            np.testing.assert_array_equal(new[path], leaf)
+
+
+def _by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_random_times_ends_with_the_same_bits(command, tmp_path):
+    run, finished, _ = command
+    folder, rng, kills = tmp_path / "run", random.Random(1), 0
+    for _ in range(6):
+        with run(folder) as process:
+            begin = time.monotonic()
+            while process.poll() is None and not (folder / "metrics.jsonl").exists():
+                time.sleep(0.1)
+                assert time.monotonic() - begin < 300
+            time.sleep(rng.uniform(0.0, 8.0))
+            process.kill()
+            process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    with run(folder) as process:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert kills > 0
+    ours, theirs = model.load_model(folder), model.load_model(finished)
+    assert checksum((ours.params, ours.reference)) == checksum((theirs.params, theirs.reference))
+    config = config_lib.load(finished)
+    assert faults.fingerprint(folder, config) == faults.fingerprint(finished, config)
