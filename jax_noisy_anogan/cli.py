@@ -167,6 +167,7 @@ def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
                 process_count=flags.FLAGS.process_count,
                 process_index=flags.FLAGS.process_index,
                 detect=flags.FLAGS.distributed,
+                on_lost=lambda error: _fail(str(error), LOST),
             )
         main(arguments)
     except USER_ERRORS as error:

@@ -8,7 +8,11 @@ that right, with the default the same line returns gradients too large by the nu
 
 from __future__ import annotations
 
+import atexit
 import os
+import secrets
+import socket
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +44,7 @@ def start_processes(
     process_count: int | None = None,
     process_index: int | None = None,
     detect: bool = False,
+    on_lost: Callable[[LostProcessError], None] | None = None,
 ) -> None:
     """Join the other processes of a run; before any other use of JAX.
 
@@ -49,6 +54,8 @@ def start_processes(
     Args:
       coordinator: HOST:PORT of the first process.
       detect: find out everything from SLURM, a TPU pod, Kubernetes or Open MPI.
+      on_lost: called in a thread when another process has died; has to end this one, whose next
+        exchange would never return.
 
     Raises:
       ConfigError: an argument is missing or wrong, or the others cannot be reached.
@@ -85,6 +92,60 @@ def start_processes(
             f"the processes of the run cannot be joined ({_first_line(error)}): start as many as "
             "--process_count says, all with the same --coordinator"
         ) from error
+    if on_lost is not None and jax.process_count() > 1:
+        host = coordinator.rpartition(":")[0] if coordinator else socket.gethostname()
+        _tie_together(host.strip("[]"), on_lost)
+
+
+def _tie_together(host: str, on_lost: Callable[[LostProcessError], None]) -> None:
+    """Hold a connection to the first process, which the system closes when either end dies.
+
+    Collectives of CPUs (gloo) do not notice a dead peer, and JAX itself aborts without a message of
+    ours after `HEARTBEAT_SECONDS`; that remains for lost hosts and where no connection is possible.
+    """
+    first, others = jax.process_index() == 0, jax.process_count() - 1
+    listener, told = None, b""
+    if first:
+        listener = socket.create_server(("", 0), backlog=others)
+        listener.settimeout(HEARTBEAT_SECONDS)
+        # The token keeps strangers' connections, which may end at any time, out.
+        told = f"{secrets.token_hex(8)} {listener.getsockname()[1]} {host}".encode()
+    line = np.zeros(512, np.int32)
+    line[: len(told)] = list(told)
+    told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(line)).tolist()).rstrip(b"\0")
+    token, port, host = told.decode().split(" ")
+    held: list[socket.socket] = []
+    try:
+        if listener is None:
+            held.append(socket.create_connection((host, int(port)), timeout=HEARTBEAT_SECONDS))
+            held[0].sendall(token.encode())
+        while listener is not None and len(held) < others:
+            connection, _ = listener.accept()
+            connection.settimeout(HEARTBEAT_SECONDS)
+            if connection.recv(len(token), socket.MSG_WAITALL) == token.encode():
+                held.append(connection)
+    except OSError:
+        pass  # the heartbeat remains
+
+    def wait_for_end(connection: socket.socket) -> None:
+        try:
+            orderly = connection.recv(1) == b"."
+        except OSError:
+            orderly = False
+        if not orderly:
+            on_lost(lost_process(ConnectionError("its connection is closed")))
+
+    def say_goodbye() -> None:
+        for connection in held:
+            try:
+                connection.sendall(b".")
+            except OSError:
+                continue
+
+    for connection in held:
+        connection.settimeout(None)
+        threading.Thread(target=wait_for_end, args=(connection,), daemon=True).start()
+    atexit.register(say_goodbye)
 
 
 def _from_environment(value: int | None, name: str) -> int | None:

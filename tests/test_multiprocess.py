@@ -32,7 +32,10 @@ config = validate(Config(
     search=SearchConfig(steps=2, batch_size=8),
     # No average: what is compared has moved by all of every update.
     optim=OptimConfig(ema_half_life_images=0.0),
-    train=TrainConfig(checkpoint_every_images=16, log_every_steps=1, sample_images=4),
+    train=TrainConfig(
+        checkpoint_every_images=16, log_every_steps=1, sample_images=4,
+        compilation_cache_dir=str(folder.parents[1] / "cache"),
+    ),
 ))
 # SGD: Adam would hide a gradient that is too large by the number of devices.
 import optax
@@ -155,7 +158,7 @@ def test_two_processes_train_score_stop_and_resume_as_one(alone, tmp_path):
 def test_when_one_process_dies_the_other_stops_with_a_line(tmp_path):
     folder = tmp_path / "run"
     processes = _start(folder, 2, 2, "slow")
-    _after_steps(processes[0], 3)
+    _after_steps(processes[0], 2)
     processes[1].kill()
     start = time.monotonic()
     told = _finish(processes, seconds=90)
