@@ -1,6 +1,6 @@
 """Training step and search iteration beside the PyTorch twin, on this machine.
 
-    python benchmarks/compare.py [--quick] [--json FILE]
+    python benchmarks/compare.py [--quick] [--json FILE] [--single-core]
 
 Both sides run in one process, in alternation, with the same weights, images, settings and number
 of threads; what is reported is the median of the ratios of neighbouring runs, so that other load
@@ -8,6 +8,11 @@ on the machine falls on both. `ours` and `reference` are images per second (of a
 times iterations per second); a ratio above 1 means that the package is faster. Flops are counted
 from the twin's convolutions and products, so both sides' share of the machine's measured matrix
 rate is a share of the same necessary work. Needs the extra `bench`.
+
+On a machine that others use, wall time says little: PyTorch's threads wait for each other at
+barriers, and with more runnable processes than cores it was seen to fall behind 20-fold.
+`--single-core` keeps the process on one core and counts its own CPU time on both sides instead; a
+warning is printed where it should have been used.
 
 The last rows compare searches of the whole 500 steps: peers search one image at a time.
 """
@@ -17,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +36,8 @@ import torch_twin
 from jax import monitoring
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.latent_search import Judgement, search_latents
@@ -244,10 +251,21 @@ def make_search_sides(case: Case, steps: int = ITERATIONS) -> tuple[Side, Side, 
 SIDES = {"train": make_train_sides, "search": make_search_sides}
 
 
+clock = time.perf_counter
+
+
+def keep_to_one_core() -> None:
+    """One thread, one core, CPU time; to be called before JAX computes anything."""
+    global clock
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    clock = time.process_time
+
+
 def seconds_of(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def alternate(
@@ -290,11 +308,29 @@ def matrix_rate(size: int = 2048, trials: int = 7) -> float:
     return 2.0 * size**3 / min(map(min, pairs))
 
 
+class FlopCounter(TorchDispatchMode):
+    """Adds up the operations of convolutions and products.
+
+    PyTorch's own `FlopCounterMode` tracks modules with hooks that `autograd.grad`, which R1 needs,
+    refuses; its formulas are the ones used here.
+    """
+
+    total = 0.0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=out)
+        return out
+
+
 def count_flops(run: Callable[[], Any]) -> float:
     """Floating-point operations in the convolutions and products of a PyTorch run."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         run()
-    return float(counter.get_total_flops())
+    return float(counter.total)
 
 
 class CompilationCounter:
@@ -395,13 +431,22 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the four settings at 32² only")
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument(
+        "--single-core", action="store_true", help="one core, and its CPU time instead of wall time"
+    )
     parser.add_argument("--trials", type=int, default=15, help="pairs of runs per row")
     parser.add_argument("--seconds", type=float, default=30.0, help="longest time per row")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     options = parser.parse_args(arguments)
 
-    ceiling = matrix_rate()
     console, rows = Console(), []
+    if options.single_core:
+        keep_to_one_core()
+    elif os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1):
+        console.print(
+            "The machine is busy: wall times will mislead, use --single-core", style="red"
+        )
+    ceiling = matrix_rate()
     for case in QUICK if options.quick else FULL:
         if options.only in case.name:
             row = measure(case, ceiling=ceiling, trials=options.trials, seconds=options.seconds)
