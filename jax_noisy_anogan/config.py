@@ -165,7 +165,7 @@ class LossConfig:
     """
 
     gamma: float = 0.1
-    objective: str = "equation_18"
+    objective: str = "equation_15"
     penalty: str = "r1"
     penalty_weight: float = 1.0
     penalty_interval: int = 1

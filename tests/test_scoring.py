@@ -212,3 +212,16 @@ def test_a_wasserstein_critic_is_put_on_the_scale_of_its_own_means(model):
     # Means of 3 and -1: the middle is 1, half the distance 2.
     wanted = 1 - 1 / (1 + np.exp(-2 * (float(out.logits[0]) - 1) / 2))
     assert result.terms["penalty"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_restarts_keep_the_best_start_of_every_image(model):
+    def scores(restarts):
+        search = dataclasses.replace(CONFIG.search, restarts=restarts, record_curve=False)
+        config = dataclasses.replace(CONFIG, search=search)
+        scorer = Scorer(model, config, make_mesh(jax.devices()[:1]))
+        return np.array([result.terms["score"] for result in _score(scorer, IMAGES)[1]])
+
+    one, three = scores(1), scores(3)
+    # The starts of one restart are not among those of three, so no image need be equal.
+    assert three.mean() < one.mean()
+    assert np.isfinite(three).all()

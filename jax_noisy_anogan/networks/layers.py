@@ -60,15 +60,29 @@ def conv2d_kernel_gradient(x: Images, cotangent: Images, kernel_shape: Kernel) -
 
     `kernel_shape` gives the result's shape; its values are not used.
     """
+    kernel_size = kernel_shape.shape[:2]
 
     def whole(x: Images, cotangent: Images) -> Kernel:
-        transpose = jax.linear_transpose(lambda kernel: _conv_same(x, kernel), kernel_shape)
-        return transpose(cotangent)[0]
+        margins = tuple(size // 2 for size in kernel_size)
+        return _correlate(x, cotangent, margins).transpose(1, 2, 0, 3)
 
     def in_pieces(x: Images, cotangent: Images) -> Kernel:
-        return _kernel_gradient_in_pieces(x, cotangent, kernel_shape.shape[:2])
+        return _kernel_gradient_in_pieces(x, cotangent, kernel_size)
 
     return lax.platform_dependent(x, cotangent, cpu=in_pieces, default=whole)
+
+
+def _correlate(
+    x: Images, cotangent: Images, margins: tuple[int, ...]
+) -> Float[Array, "in_channels kernel_h kernel_w out_channels"]:
+    """The kernel's gradient: images are summed over as channels are elsewhere."""
+    return lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        cotangent.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(margin, margin) for margin in margins],
+        dimension_numbers=_NHWC,
+    )
 
 
 def _kernel_gradient_in_pieces(
@@ -94,15 +108,7 @@ def _kernel_gradient_in_pieces(
         margin_h = 0
 
     def add(total: Kernel, piece: tuple[Images, Images]) -> tuple[Kernel, None]:
-        part_x, part_cotangent = piece
-        gradient = lax.conv_general_dilated(
-            part_x.transpose(3, 1, 2, 0),
-            part_cotangent.transpose(1, 2, 0, 3),
-            (1, 1),
-            ((margin_h, margin_h), (margin_w, margin_w)),
-            dimension_numbers=_NHWC,
-        )
-        return total + gradient, None
+        return total + _correlate(*piece, (margin_h, margin_w)), None
 
     zero = jnp.zeros((c, *kernel_size, outputs), x.dtype)
     total, _ = lax.scan(add, zero, (xs, cotangents))
