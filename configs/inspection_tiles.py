@@ -1,4 +1,4 @@
-"""Inspection of 1024 x 1024 surfaces in tiles, trained on a CPU: drawn surfaces, or one's own images.
+"""Inspection of 1024 x 1024 surfaces in tiles, trained on a CPU; drawn ones, or one's own images.
 
 Surfaces are brought to 256 x 256 and looked at in tiles of 32 x 32, so that a tile covers 128 x 128
 pixels of the surface. For one's own images set --config.data.name=image_folder

@@ -64,7 +64,7 @@ class DataConfig:
       contamination: abnormal share hidden among the unlabelled training images (gamma_p of Deep
         SAD).
       validation_fraction: share of the training images (normal and known abnormal) held back.
-      max_validation_images: at most this many of them, half normal and half abnormal, and the others
+      max_validation_images: at most this many of them, half normal and half abnormal; the others
         train; 0 sets no limit.
       max_test_images: draw a balanced subsample of the test part; 0 keeps all.
       categories, repeat, images_per_category, held_out: Caltech-256: number of normal categories,
