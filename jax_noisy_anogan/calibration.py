@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import optimize  # type: ignore[import-untyped]
 
+from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.metrics import decide
 
 Terms = Mapping[str, Float[np.ndarray, " n"]]
@@ -27,7 +28,7 @@ _RIDGE = 0.01
 _SMALLEST = 2
 
 
-class CalibrationError(RuntimeError):
+class CalibrationError(UserError, RuntimeError):
     """A run cannot be calibrated, or its calibration cannot be read."""
 
 

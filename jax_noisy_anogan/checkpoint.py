@@ -25,11 +25,12 @@ import tensorstore as ts
 from absl import logging
 
 from jax_noisy_anogan import parallel
+from jax_noisy_anogan.errors import UserError
 
 State = TypeVar("State")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be read or written, or belongs to other settings."""
 
 

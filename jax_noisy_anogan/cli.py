@@ -14,26 +14,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jax_noisy_anogan import parallel
-from jax_noisy_anogan.calibration import CalibrationError
-from jax_noisy_anogan.checkpoint import CheckpointError
 from jax_noisy_anogan.config import ConfigError
-from jax_noisy_anogan.data import DataError
-from jax_noisy_anogan.trainer import TrainingStoppedError
-from jax_noisy_anogan.workdir import WorkdirError
-
-USER_ERRORS = (
-    ConfigError,
-    DataError,
-    CheckpointError,
-    CalibrationError,
-    WorkdirError,
-    FloatingPointError,
-    OSError,
-)
-# EX_TEMPFAIL of sysexits.h: run the same command again to go on.
-STOPPED = 75
-# EX_UNAVAILABLE: another process of the run is gone.
-LOST = 69
+from jax_noisy_anogan.errors import UserError
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -167,17 +149,15 @@ def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
                 process_count=flags.FLAGS.process_count,
                 process_index=flags.FLAGS.process_index,
                 detect=flags.FLAGS.distributed,
-                on_lost=lambda error: _fail(str(error), LOST),
+                on_lost=lambda error: _fail(str(error), error.exit_code),
             )
         main(arguments)
-    except USER_ERRORS as error:
+    except (UserError, FloatingPointError, OSError) as error:
         if os.environ.get("JAX_NOISY_ANOGAN_TRACEBACK"):
             raise
-        _fail(_describe(error))
-    except TrainingStoppedError as error:
-        _fail(str(error), STOPPED)
-    except parallel.LostProcessError as error:
-        _fail(str(error), LOST)
+        code = error.exit_code if isinstance(error, UserError) else UserError.exit_code
+        stopped = isinstance(error, UserError) and error.all_stop
+        _fail(_describe(error), code, wait=stopped)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
@@ -189,9 +169,9 @@ def _describe(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _fail(message: str, code: int = 2) -> NoReturn:
+def _fail(message: str, code: int = 2, *, wait: bool = False) -> NoReturn:
     print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized() and code != STOPPED:
+    if jax.distributed.is_initialized() and not wait:
         # The usual end would wait for the other processes, which wait for this one.
         os._exit(code)
     sys.exit(code)

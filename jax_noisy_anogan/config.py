@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from jax_noisy_anogan.errors import UserError
+
 DATASETS = (
     "mnist5k",
     "mnist",
@@ -36,7 +38,7 @@ SEARCH_OPTIMIZERS = ("adam", "sgd", "rmsprop", "adamax", "lion", "lbfgs")
 REDUCTIONS = ("sum", "mean")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting is missing, of the wrong type, out of range, or contradicts another one."""
 
 

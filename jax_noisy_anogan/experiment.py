@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jax_noisy_anogan import evaluation, model, parallel, trainer, workdir
+from jax_noisy_anogan import calibration, evaluation, model, parallel, trainer, workdir
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data import load_dataset, make_split
 
@@ -27,6 +27,7 @@ def run(config: Config, folder: Path, *, progress: bool = True) -> dict[str, Any
         parallel.on_first_process(open_folder)
         dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=progress)
         split = make_split(dataset, config.data)
+        calibration.require_normals(len(split.validation_normal))
         parallel.on_first_process(lambda: split.write(folder / "split.json"))
         state = trainer.train(config, folder, dataset, split, progress=progress)
         trained = model.model_of(config, state)

@@ -46,7 +46,7 @@ class SearchResult(NamedTuple):
       drawn: G(z_hat).
       terms: Eq. 2 to 4, 24 and 25 at z_hat; `terms.total` is the paper's anomaly score.
       judgement_logit: logit of D(x), of the image itself.
-      curve: terms at every step, `[steps + 1]` each, of the restart that won; None unless asked for.
+      curve: terms at every step, `[steps + 1]` each, of the best restart; None unless asked for.
     """
 
     latent: Latent

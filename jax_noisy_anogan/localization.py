@@ -107,8 +107,9 @@ def fit_map_calibration(
     """Mean and standard deviation of normal validation images' `deviation`.
 
     Args:
-      differences: of `signed_difference`, one map after another (an array `[n, height, width]` serves), so that any number
-        of large ones fits in memory. Never of test images, nor of those the model was trained on.
+      differences: of `signed_difference`, one map after another (an array `[n, height, width]`
+        serves), so that any number of large ones fits in memory. Never of test images, nor of those
+        the model was trained on.
       sigma: of the smoothing of each map, and of the variances per pixel once more, because a
         few images alone estimate them poorly.
       per_pixel: False gives one mean and deviation for all pixels; for textures, where a place in

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_noisy_anogan.config import ConfigError
+from jax_noisy_anogan.errors import UserError
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
@@ -34,8 +35,10 @@ HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 24 * 3600
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(UserError, RuntimeError):
     """Another process of the run has ended, so that this one cannot go on."""
+
+    exit_code = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 def start_processes(

@@ -180,11 +180,8 @@ def make_train_step(
         def critic(images: Images) -> Float[Array, "batch"]:
             return networks.discriminate(params, images, alpha).logits
 
-        def tangent_critic(images: Images) -> Float[Array, "batch"]:
-            return (images * gradient).sum(axis=(1, 2, 3))
-
         if gradient is not None:
-            return losses.r1_penalty(tangent_critic, real)
+            return losses.r1_penalty(lambda x: (x * gradient).sum(axis=(1, 2, 3)), real)
         keep = _penalised_images(real.shape[0], group, loss.penalty_interval)
         if loss.penalty == "r1":
             return losses.r1_penalty(critic, real[keep])

@@ -8,6 +8,7 @@ devices: on CPUs, already the number of virtual devices changes the last bits).
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from jax_noisy_anogan import collapse, parallel, pictures
 from jax_noisy_anogan.checkpoint import Checkpoints, Position
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data import Dataset, Split, TrainingStreams
+from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.growth import Phase, Schedule, alpha_in, make_schedule
 from jax_noisy_anogan.logs import MetricWriter, ProgressLine
 from jax_noisy_anogan.networks import Networks, build_networks, sample_latents
@@ -45,8 +47,11 @@ from jax_noisy_anogan.train_step import (
 _INITIAL, _STEPS, _SAMPLES = 0, 1, 2
 
 
-class TrainingStoppedError(RuntimeError):
+class TrainingStoppedError(UserError, RuntimeError):
     """A signal asked training to stop; a checkpoint holds everything."""
+
+    all_stop = True
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: run the same command again to go on
 
 
 class Progress(NamedTuple):
@@ -250,7 +255,7 @@ class _Run:
             due = _next_checkpoint(position.images, config.train.checkpoint_every_images)
             while position.step < phase.end_step:
                 alpha = np.float32(alpha_in(phase, position.step - phase.start_step))
-                batch = parallel.shard(next(streams), self.mesh)
+                batch = next(streams)
                 state, metrics = step_function(
                     state, batch.normal, batch.abnormal, alpha, key, flags[stop()]
                 )
@@ -281,6 +286,7 @@ class _Run:
             with_abnormal=self.config.loss.gamma < 1.0,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            to_device=functools.partial(parallel.shard, mesh=self.mesh),
         )
         if now.data is not None:
             streams.restore(now.data)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.errors import UserError
 
 # Fields that change neither what is trained nor how far.
 HARMLESS = (
@@ -32,7 +33,7 @@ HARMLESS = (
 )
 
 
-class WorkdirError(RuntimeError):
+class WorkdirError(UserError, RuntimeError):
     """The run's folder cannot be used, or belongs to something else."""
 
 

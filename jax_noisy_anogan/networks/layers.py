@@ -60,7 +60,7 @@ def conv2d_kernel_gradient(x: Images, cotangent: Images, kernel_shape: Kernel) -
 
     `kernel_shape` gives the result's shape; its values are not used.
     """
-    kernel_size = kernel_shape.shape[:2]
+    kernel_size = (kernel_shape.shape[0], kernel_shape.shape[1])
 
     def whole(x: Images, cotangent: Images) -> Kernel:
         margins = tuple(size // 2 for size in kernel_size)

@@ -11,7 +11,7 @@ from jax_noisy_anogan.config import Config, validate, variant
 from jax_noisy_anogan.reproduction.cells import Bench, Result, mean_and_deviation
 
 SCORES = ("score", "calibrated", "residual", "feature", "penalty", "discriminator", "local")
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "AnoGAN (gamma = 1)": {"gamma": 1.0},
     "Noisy-AnoGAN, Eq. 15": {"gamma": 0.1, "objective": "equation_15"},
     "Noisy-AnoGAN, Eq. 18": {"gamma": 0.1, "objective": "equation_18"},
