@@ -47,7 +47,8 @@ class DataConfig:
     """Which images, from where, and how they are divided.
 
     Attributes:
-      root: folder of the source files; not needed by `mnist5k` and `synthetic`.
+      root: folder of the source files; not needed by `mnist5k` and `synthetic`; without it `mnist`
+        is downloaded.
       cache_dir: prepared records go into a folder of their own below it.
       channels: 1 (grey) or 3 (RGB); images of the other kind are converted.
       fit: how an image becomes square: "stretch", "crop" (centre) or "pad" (zeros).
@@ -428,7 +429,6 @@ def _validate_data(data: DataConfig) -> None:
 
 def _require_root(data: DataConfig) -> None:
     content = {
-        "mnist": "the four IDX files of MNIST",
         "caltech256": "256_ObjectCategories",
         "image_folder": "the images, in one of the layouts of config.data.layout",
     }

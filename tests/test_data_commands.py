@@ -51,7 +51,7 @@ MISTAKES = {
         (*MNIST5K, "--config.data.known_abnormal_classes=(1, 2)"),
         "known_abnormal_classes is (1, 2): expected a value of type tuple[str, ...]",
     ),
-    "no root": (("--config", "configs/mnist.py"), "config.data.root is ''"),
+    "no root": (("--config", "configs/caltech256.py"), "config.data.root is ''"),
     "no such root": (
         ("--config", "configs/mnist.py", "--config.data.root=/nowhere"),
         "/nowhere is not a folder",

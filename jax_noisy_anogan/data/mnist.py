@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import gzip
 import math
+import shutil
+import socket
 import struct
+import urllib.parse
 import zlib
 from functools import partial
 from pathlib import Path
@@ -24,6 +27,26 @@ CLASS_NAMES = tuple(str(digit) for digit in range(10))
 SIDE = 28
 _PARTS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 _TYPE_UINT8 = 0x08
+MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+# Size in bytes and SHA-256 of the files as LeCun published them.
+_FILES = {
+    "train-images-idx3-ubyte.gz": (
+        9_912_422,
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        28_881,
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        1_648_877,
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        4_542,
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    ),
+}
 
 
 def mnist5k() -> Source:
@@ -57,6 +80,43 @@ def mnist(root: Path) -> Source:
         examples += _examples(images, labels, prefix=mark, mark=mark)
         stamps.append((mark, zlib.crc32(images.tobytes()), zlib.crc32(labels.tobytes())))
     return Source("mnist", CLASS_NAMES, examples, digest("mnist", stamps))
+
+
+def download(folder: Path, mirror: str = MIRROR) -> Path:
+    """The four files in `folder`, fetched by TFDS where they are not there yet, and checked.
+
+    Raises:
+      DataError: they cannot be fetched, or are not the published files.
+    """
+    if all((folder / name).is_file() for name in _FILES):
+        return folder
+    import tensorflow_datasets as tfds
+
+    urls = {name: mirror + name for name in _FILES}
+    infos = {
+        urls[name]: tfds.download.checksums.UrlInfo(size=size, checksum=checksum, filename=name)
+        for name, (size, checksum) in _FILES.items()
+    }
+    try:
+        # TFDS tries for minutes before it gives a host up.
+        address = urllib.parse.urlsplit(mirror)
+        port = address.port or {"http": 80, "https": 443}[address.scheme]
+        socket.create_connection((address.hostname or "", port), timeout=10).close()
+        folder.mkdir(parents=True, exist_ok=True)
+        manager = tfds.download.DownloadManager(
+            download_dir=folder / "downloads", url_infos=infos, force_checksums_validation=True
+        )
+        for name, path in manager.download(urls).items():
+            partial_path = folder / f"{name}.partial"
+            shutil.copyfile(path, partial_path)
+            partial_path.replace(folder / name)
+    # requests, TFDS and the file system each have errors of their own.
+    except Exception as error:
+        raise DataError(
+            f"MNIST cannot be fetched from {mirror} ({type(error).__name__}): set config.data.root "
+            "to a folder with its four IDX files, or use configs/mnist5k.py, which needs none"
+        ) from error
+    return folder
 
 
 def read_parts(

@@ -30,6 +30,9 @@ def open_source(config: DataConfig, *, resolution: int) -> Source:
         return synthetic(config, resolution=resolution)
     if config.name == "ir_mnist" and config.generated_images:
         return ir_mnist.generated(source_root(config) if config.root else None, config)
+    if config.name == "mnist" and not config.root:
+        cache = Path(config.cache_dir).expanduser().resolve()
+        return mnist.mnist(mnist.download(cache / "mnist-download"))
     root = source_root(config)
     if config.name == "mnist":
         return mnist.mnist(root)
