@@ -197,10 +197,20 @@ def test_a_shift_of_the_balanced_critic_changes_nothing(real, fake, abnormal, ga
     np.testing.assert_allclose(moved, total, atol=1e-9)
 
 
-def test_no_objective_but_the_known_ones_is_accepted():
-    config = Config(loss=LossConfig(objective="wgan_gp_equation_15"))
-    with pytest.raises(ConfigError, match=r"config\.loss\.objective .*equation_18, wgan_gp"):
-        validate(config)
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (LossConfig(objective="hinge"), r"config\.loss\.objective .*equation_18, wgan_gp"),
+        (
+            LossConfig(objective="wgan_gp_equation_15"),
+            r"config\.loss\.objective .*balanced form: .* without bound",
+        ),
+        (LossConfig(objective="wgan_gp", penalty="r1"), r"config\.loss\.penalty .*gp with wgan_gp"),
+    ],
+)
+def test_no_objective_but_the_known_ones_is_accepted(loss, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(Config(loss=loss))
 
 
 # ---------------------------------------------------------------------------------------------
