@@ -68,7 +68,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
         options = (
-            ocp.CheckpointManagerOptions(read_only=True, create=False)
+            ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
             if read_only
             else ocp.CheckpointManagerOptions(
                 max_to_keep=keep, create=True, cleanup_tmp_directories=True
