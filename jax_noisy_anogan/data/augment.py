@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jax_noisy_anogan.config import DataConfig
+
+# Random numbers that one image needs.
+DRAWS = 6
 
 
 @dataclass(frozen=True)
@@ -35,27 +39,31 @@ class Augmentation:
         return self == Augmentation()
 
     def __call__(
-        self, image: UInt8[np.ndarray, "side side channels"], rng: np.random.Generator
+        self,
+        image: UInt8[np.ndarray, "side side channels"],
+        draws: Sequence[float],
     ) -> UInt8[np.ndarray, "side side channels"]:
         """One random change of each enabled kind.
 
-        Every kind draws from `rng` whether enabled or not, so that enabling one leaves the random
-        choices of the others alone. A shift repeats the border pixels.
+        Args:
+          draws: `DRAWS` uniform numbers in [0, 1). Every kind has its own, so that enabling one
+            leaves the random choices of the others alone.
+
+        Returns:
+          The changed image; a shift repeats the border pixels.
         """
-        horizontal, vertical = rng.random(2) < 0.5
-        turns = int(rng.integers(4))
-        shift = rng.uniform(-1, 1, 2)
-        brightness = rng.uniform(-1, 1)
-        if self.flip_horizontal and horizontal:
+        horizontal, vertical, turn, down, right, brighter = draws
+        if self.flip_horizontal and horizontal < 0.5:
             image = image[:, ::-1]
-        if self.flip_vertical and vertical:
+        if self.flip_vertical and vertical < 0.5:
             image = image[::-1]
         if self.quarter_turns:
-            image = np.rot90(image, turns)
+            image = np.rot90(image, int(4 * turn))
         if self.max_shift:
-            image = _shifted(image, np.rint(shift * self.max_shift * len(image)).astype(int))
+            shift = (2 * np.array([down, right]) - 1) * self.max_shift * len(image)
+            image = _shifted(image, np.rint(shift).astype(int))
         if self.brightness:
-            changed = image + 255 * self.brightness * brightness
+            changed = image + 255 * self.brightness * (2 * brighter - 1)
             image = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
         return image
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
-from jax_noisy_anogan.data.augment import Augmentation
+from jax_noisy_anogan.data.augment import DRAWS, Augmentation
 from jax_noisy_anogan.data.errors import DataError
 from jax_noisy_anogan.data.protocols import Split
 from jax_noisy_anogan.data.records import Dataset
@@ -25,6 +25,7 @@ PREFETCHED_BATCHES = 8
 PREFETCHED_BYTES = 256 * 2**20
 READING_THREADS = 4
 DEFECT_POINTS = 64
+DRAWN_TOGETHER = 256
 
 
 class TrainingBatch(NamedTuple):
@@ -224,10 +225,8 @@ class _Order:
         return np.random.Generator(np.random.PCG64(sequence)).permutation(self._length)
 
 
-def _defects(
-    dataset: Dataset, indices: Int[np.ndarray, " n"]
-) -> list[Float[np.ndarray, "points 2"]] | None:
-    """Up to `DEFECT_POINTS` defective pixels per image, as fractions of its height and width.
+def _defects(dataset: Dataset, indices: Int[np.ndarray, " n"]) -> list[list[list[float]]] | None:
+    """Up to `DEFECT_POINTS` defective pixels (y, x) per image, as fractions of its side.
 
     None where images are not cut into tiles or have no masks. An image whose mask is unknown, or
     vanishes at its resolution, has no points.
@@ -240,7 +239,7 @@ def _defects(
         assert masks is not None
         pixels = np.argwhere(masks[0])
         chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), DEFECT_POINTS)).astype(int)
-        points.append((pixels[chosen] + 0.5) / dataset.resolution)
+        points.append(((pixels[chosen] + 0.5) / dataset.resolution).tolist())
     return points
 
 
@@ -258,13 +257,14 @@ class _Change:
         tiles_per_side: int,
         seed: int,
         name: str,
-        defects: list[Float[np.ndarray, "points 2"]] | None = None,
+        defects: list[list[list[float]]] | None = None,
     ):
         self._defects = defects
         self._augmentation = augmentation
         self._resolution = resolution
         self._room = resolution * (tiles_per_side - 1)
         self._key = [seed, zlib.crc32(name.encode()), 1]
+        self._block = functools.lru_cache(maxsize=8)(self._draw_block)
 
     @property
     def is_off(self) -> bool:
@@ -273,27 +273,31 @@ class _Change:
     def __call__(
         self, image: UInt8[np.ndarray, "height width c"], row: int, position: int
     ) -> UInt8[np.ndarray, "r r c"]:
-        sequence = np.random.SeedSequence([*self._key, position])
-        rng = np.random.Generator(np.random.PCG64(sequence))
+        block, offset = divmod(position, DRAWN_TOGETHER)
+        top, left, point, *draws = self._block(block)[offset]
         if self._room:
-            # As a fraction of the image, the same tile is cropped at every resolution.
-            start = rng.random(2)
             if self._defects is not None and len(self._defects[row]):
-                start = self._around(self._defects[row], start, rng)
-            top, left = (start * (self._room + 1)).astype(int)
+                top, left = self._around(self._defects[row], point, top, left)
+            # As a fraction of the image, the same tile is cropped at every resolution.
+            top, left = int(top * (self._room + 1)), int(left * (self._room + 1))
             image = image[top : top + self._resolution, left : left + self._resolution]
-        return self._augmentation(image, rng)
+        return image if self._augmentation.is_off else self._augmentation(image, draws)
+
+    def _draw_block(self, block: int) -> list[list[float]]:
+        """The random numbers of many positions at once: a generator of each one's own is slow."""
+        sequence = np.random.SeedSequence([*self._key, block])
+        rng = np.random.Generator(np.random.PCG64(sequence))
+        return rng.random((DRAWN_TOGETHER, 3 + DRAWS)).tolist()
 
     def _around(
-        self,
-        points: Float[np.ndarray, "points 2"],
-        place: Float[np.ndarray, " 2"],
-        rng: np.random.Generator,
-    ) -> Float[np.ndarray, " 2"]:
-        """A crop's start, as a share of the room, that has one of the points at `place` in it."""
+        self, points: list[list[float]], point: float, top: float, left: float
+    ) -> tuple[float, float]:
+        """A crop's start, as a share of the room, that has one of the points inside."""
         side = self._resolution / (self._resolution + self._room)
-        point = points[int(rng.integers(len(points)))]
-        return np.clip((point - place * side) / (1 - side), 0, np.nextafter(1, 0))
+        y, x = points[int(point * len(points))]
+        starts = ((y - top * side) / (1 - side), (x - left * side) / (1 - side))
+        down, right = (min(max(start, 0.0), 1.0 - 1e-9) for start in starts)
+        return down, right
 
 
 class _Stream:
