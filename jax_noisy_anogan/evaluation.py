@@ -372,14 +372,14 @@ class _HeldOut:
         for kind, wanted in (("normal", ~is_abnormal), ("abnormal", is_abnormal)):
             indices = _spread(test[wanted], self.dataset.labels, _FIGURE_5_IMAGES)
             results = list(self.results(indices))
-            histogram.append(np.abs(np.array([r.difference for r in results])))
+            histogram.append(np.array([r.difference for r in results]))
             # Classes in turn, so that a few images show many of them.
             shown = _spread(np.arange(len(indices)), self.dataset.labels[indices], count)
             if not len(shown):
                 continue
             inputs = np.stack([self.source[int(indices[k])] for k in shown])
             drawn = np.stack([results[k].drawn for k in shown])
-            difference = np.abs(np.stack([results[k].difference for k in shown]))
+            difference = np.stack([results[k].difference for k in shown])
             rows += [inputs, drawn, pictures.difference_image(difference, high=2.0)]
             labels += [f"{kind}: input", "G(z)", "difference"]
         pictures.save_png(

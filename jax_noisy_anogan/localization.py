@@ -55,18 +55,6 @@ def pixel_difference(
     return jnp.mean(jnp.abs(x - drawn), axis=-1)
 
 
-def signed_difference(
-    x: Float[Array, "*batch height width channels"],
-    drawn: Float[Array, "*batch height width channels"],
-) -> Float[Array, "*batch height width"]:
-    """x - G(z_hat), averaged over channels; in [-2, 2] for images in [-1, 1].
-
-    The calibrated map smooths it before it takes the absolute value: noise and edges that are off
-    by a pixel cancel, a defect that is darker or brighter throughout does not.
-    """
-    return jnp.mean(x - drawn, axis=-1)
-
-
 def feature_difference(
     features: Float[Array, "*batch feature_h feature_w feature_c"],
     features_drawn: Float[Array, "*batch feature_h feature_w feature_c"],
@@ -87,29 +75,17 @@ def smooth(
     return jnp.einsum("ij,...jk,lk->...il", rows, maps, columns, precision="highest")
 
 
-def deviation(
-    differences: Float[Array, "*batch height width"], *, sigma: float
-) -> Float[Array, "*batch height width"]:
-    """How far x is from G(z_hat) around each pixel: the absolute value of the smoothed difference.
-
-    Args:
-      differences: of `signed_difference`.
-    """
-    return jnp.abs(smooth(differences, sigma=sigma))
-
-
 def fit_map_calibration(
     differences: Iterable[Float[np.ndarray, "height width"]],
     *,
     sigma: float,
     per_pixel: bool = True,
 ) -> MapCalibration:
-    """Mean and standard deviation of normal validation images' `deviation`.
+    """Mean and standard deviation of the smoothed difference maps of normal validation images.
 
     Args:
-      differences: of `signed_difference`, one map after another (an array `[n, height, width]`
-        serves), so that any number of large ones fits in memory. Never of test images, nor of those
-        the model was trained on.
+      differences: one map after another (an array `[n, height, width]` serves), so that any number
+        of large ones fits in memory. Never of test images, nor of those the model was trained on.
       sigma: of the smoothing of each map, and of the variances per pixel once more, because a
         few images alone estimate them poorly.
       per_pixel: False gives one mean and deviation for all pixels; for textures, where a place in
@@ -120,7 +96,7 @@ def fit_map_calibration(
     """
     count, mean, squares = 0, np.zeros(()), np.zeros(())
     for difference in differences:
-        values = np.asarray(deviation(jnp.asarray(difference), sigma=sigma), np.float64)
+        values = np.asarray(smooth(jnp.asarray(difference), sigma=sigma), np.float64)
         if per_pixel and count and values.shape != mean.shape:
             raise ValueError(
                 f"map {count} is of size {values.shape}, those before of {mean.shape}: statistics "
@@ -154,7 +130,7 @@ def calibrated_map(
     *,
     sigma: float,
 ) -> Float[Array, "*batch height width"]:
-    """`deviation` in standard deviations above what is usual for normal images.
+    """The smoothed difference in standard deviations above what is usual for normal images.
 
     Args:
       sigma: the one that the calibration was fitted with.
@@ -168,7 +144,7 @@ def calibrated_map(
             f"a map of {difference.shape[-2:]} with a calibration per pixel of {mean.shape}: "
             "expected equal sizes"
         )
-    smoothed = deviation(difference, sigma=sigma)
+    smoothed = smooth(difference, sigma=sigma)
     mean, std = (jnp.broadcast_to(s, smoothed.shape) for s in (mean, std))
     return (smoothed - mean) / std
 

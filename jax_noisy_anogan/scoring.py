@@ -21,7 +21,7 @@ from jax_noisy_anogan.latent_search import Judgement, search_latents
 from jax_noisy_anogan.localization import (
     blend_tiles,
     cut_tiles,
-    signed_difference,
+    pixel_difference,
     tile_positions,
 )
 from jax_noisy_anogan.losses import search_loss
@@ -50,7 +50,7 @@ class ImageResult(NamedTuple):
       terms: by the names of `TERMS`: L' of Eq. 24 (`score`), L_R of Eq. 2, L_D of Eq. 3, L'_An of
         Eq. 25, and -logit of D(x). Of a tiled image the largest over its tiles.
       drawn: G(z_hat), blended from tiles where there are several.
-      difference: x - G(z_hat), in [-2, 2], averaged over channels.
+      difference: |x - G(z_hat)|, averaged over channels.
     """
 
     terms: dict[str, float]
@@ -253,7 +253,7 @@ def make_functions(
             )
             values = (found.total, found.residual, found.feature, found.penalty, -judged.logit)
             terms = dict(zip(TERMS, values, strict=True))
-            return to_byte_images(drawn), signed_difference(x, drawn), terms
+            return to_byte_images(drawn), pixel_difference(x, drawn), terms
 
         return jax.vmap(measure_one)(images, latents)
 

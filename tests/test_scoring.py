@@ -92,7 +92,7 @@ def test_terms_are_equations_2_to_4_24_and_25_at_the_latent_that_was_found(model
         wanted = (score, residual, feature, penalty, -np.float64(d_x.logits[0]))
         assert result.terms == pytest.approx(dict(zip(TERMS, wanted, strict=True)), rel=1e-5)
         np.testing.assert_allclose(
-            result.difference, (x - drawn)[0].mean(axis=-1), rtol=1e-4, atol=1e-5
+            result.difference, np.abs(x - drawn)[0].mean(axis=-1), rtol=1e-4, atol=1e-5
         )
         bytes_drawn = np.clip(np.rint((drawn[0] + 1) * 127.5), 0, 255)
         assert np.abs(result.drawn.astype(int) - bytes_drawn).max() <= 1
