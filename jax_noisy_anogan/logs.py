@@ -12,6 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
+from jax_noisy_anogan.config import ConfigError
+
 PLAIN_INTERVAL_SECONDS = 15.0
 
 
@@ -22,7 +24,7 @@ class MetricWriter:
       from_step: lines of later steps, written before a kill or a rollback, are dropped.
 
     Raises:
-      RuntimeError: TensorBoard is asked for and tensorboardX is not installed.
+      ConfigError: TensorBoard is asked for and tensorboardX is not installed.
     """
 
     def __init__(self, workdir: Path, *, from_step: int, tensorboard: bool = False):
@@ -50,7 +52,7 @@ def _open_events(workdir: Path, from_step: int) -> Any:
     try:
         import tensorboardX
     except ImportError as error:
-        raise RuntimeError(
+        raise ConfigError(
             "config.train.tensorboard needs tensorboardX: pip install 'jax-noisy-anogan[logging]'"
         ) from error
     return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=from_step)
