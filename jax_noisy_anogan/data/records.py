@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -278,6 +279,9 @@ def _write(
     per_part = max(1, PART_BYTES // (resolution * resolution * config.channels))
     starts = range(0, len(source.examples), per_part)
     parts: list[dict[str, Any]] = []
+    # TFDS replaces Python's import while it is imported, which breaks the bar's own thread (seen
+    # once): it has to be there before the bar is.
+    importlib.import_module("jax_noisy_anogan.data.builders")
     with _progress_bar(len(source.examples), f"preparing {config.name}", progress) as advance:
         encoder = _Encoder(config, source, resolution, advance)
         for number, start in enumerate(starts):
