@@ -9,8 +9,8 @@ times iterations per second); a ratio above 1 means that the package is faster. 
 from the twin's convolutions and products, so both sides' share of the machine's measured matrix
 rate is a share of the same necessary work. Needs the extra `bench`.
 
-On a machine that others use, wall time says little: PyTorch's threads wait for each other at
-barriers, and with more runnable processes than cores it was seen to fall behind 20-fold.
+On a machine that others use, wall time says little: with more runnable processes than cores,
+PyTorch on two threads was seen to fall behind 20-fold.
 `--single-core` keeps the process on one core and counts its own CPU time on both sides instead; a
 warning is printed where it should have been used.
 
