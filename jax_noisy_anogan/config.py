@@ -36,6 +36,7 @@ PRIORS = ("uniform", "normal")
 THRESHOLD_RULES = ("best_f1", "youden", "quantile")
 SEARCH_OPTIMIZERS = ("adam", "sgd", "rmsprop", "adamax", "lion", "lbfgs")
 REDUCTIONS = ("sum", "mean")
+MAPS = ("difference", "evidence")
 
 
 class ConfigError(UserError, ValueError):
@@ -209,6 +210,8 @@ class ScoreConfig:
       threshold_rule: which threshold of the validation images decides: "best_f1" or "youden" (both
         need known abnormal validation images; without them "quantile" is used), or "quantile".
       false_positive_rate: share of normal validation images above the "quantile" threshold.
+      map: what anomaly maps are made of: "difference", |x - G(z)| (the paper), or "evidence", that
+        difference weighed by what it does to D's verdict: finer where D knows defects.
       map_sigma: smoothing of anomaly maps, in pixels of the scored image.
       tile_overlap: for tiled models, overlap of neighbouring tiles as a share of their side.
       figure_images: examples per row in the pictures.
@@ -216,6 +219,7 @@ class ScoreConfig:
 
     threshold_rule: str = "best_f1"
     false_positive_rate: float = 0.05
+    map: str = "difference"
     map_sigma: float = 1.0
     tile_overlap: float = 0.25
     figure_images: int = 16
@@ -531,6 +535,7 @@ def _validate_search(config: Config) -> None:
 
 def _validate_score(score: ScoreConfig) -> None:
     _one_of("score.threshold_rule", score.threshold_rule, THRESHOLD_RULES)
+    _one_of("score.map", score.map, MAPS)
     if not 0.0 < score.false_positive_rate < 1.0:
         _fail("score.false_positive_rate", score.false_positive_rate, "above 0 and below 1")
     if not 0.0 <= score.map_sigma <= 256.0:

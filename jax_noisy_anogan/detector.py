@@ -40,7 +40,7 @@ class Detection(NamedTuple):
       terms: every raw term by name, `score` included.
       image: as the networks saw it, square.
       drawn: G(z_hat).
-      map: standard deviations above the usual difference of normal images, per pixel of `image`.
+      map: standard deviations above what is usual for normal images, per pixel of `image`.
       box: around the largest region whose map exceeds `map_threshold`; None if there is none.
     """
 
@@ -170,7 +170,7 @@ class Detector:
 
     def _detection(self, image: Image, result: ImageResult, threshold: float | None) -> Detection:
         sigma = self.config.score.map_sigma
-        map = np.asarray(calibrated_map(jnp.asarray(result.difference), self._maps, sigma=sigma))
+        map = np.asarray(calibrated_map(jnp.asarray(result.map), self._maps, sigma=sigma))
         terms = {**result.terms, LOCAL: float(map.max())}
         row = {name: np.array([value]) for name, value in terms.items()}
         return Detection(

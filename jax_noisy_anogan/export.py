@@ -61,7 +61,7 @@ from jax_noisy_anogan.workdir import write_text
 PLATFORMS = ("cpu", "cuda", "tpu")
 ARTEFACT = "detector.stablehlo"
 
-# One tile in; what `Detection` calls drawn, the difference map, and the terms.
+# One tile in; what `Detection` calls drawn, what its map is made of, and the terms.
 _Measured = tuple[UInt8[Array, "h w c"], Float[Array, "h w"], dict[str, Float[Array, ""]]]
 _FindOne = Callable[[UInt8[Array, "h w c"]], _Measured]
 
@@ -86,8 +86,8 @@ def make_detect(
 
     def find_tiled(image: UInt8[Array, "side side channels"]) -> _Measured:
         tiles = jnp.stack([image[y : y + tile, x : x + tile] for y, x in positions.tolist()])
-        drawn, difference, terms = lax.map(find_tile, tiles, batch_size=config.search.batch_size)
-        parts = jnp.concatenate([drawn.astype(jnp.float32), difference[..., None]], axis=-1)
+        drawn, unusual, terms = lax.map(find_tile, tiles, batch_size=config.search.batch_size)
+        parts = jnp.concatenate([drawn.astype(jnp.float32), unusual[..., None]], axis=-1)
         whole = _blend(parts, positions, side)
         worst = {name: values.max() for name, values in terms.items()}
         drawn = jnp.clip(jnp.round(whole[..., :-1]), 0, 255).astype(jnp.uint8)
@@ -95,10 +95,10 @@ def make_detect(
 
     def detect(images: UInt8[Array, "batch side side channels"]) -> dict[str, Any]:
         if len(positions) == 1:
-            drawn, difference, terms = jax.vmap(find_tile)(images)
+            drawn, unusual, terms = jax.vmap(find_tile)(images)
         else:
-            drawn, difference, terms = lax.map(find_tiled, images)
-        map = calibrated_map(difference, maps, sigma=config.score.map_sigma)
+            drawn, unusual, terms = lax.map(find_tiled, images)
+        map = calibrated_map(unusual, maps, sigma=config.score.map_sigma)
         terms = {**terms, LOCAL: map.max(axis=(1, 2))}
         return {
             "score": terms["score"],
@@ -212,7 +212,10 @@ def _find_tile(model: Model, config: Config) -> _FindOne:
         # it would spend minutes on working out what follows from a large network's parameters.
         variables = lax.optimization_barrier(constants)
         found = search(variables, tile[None])
-        return jax.tree.map(lambda leaf: leaf[0], measure(variables, tile[None], found.latents))
+        drawn, measured, terms = jax.tree.map(
+            lambda leaf: leaf[0], measure(variables, tile[None], found.latents)
+        )
+        return drawn, measured[config.score.map], terms
 
     return _live(find_tile)
 

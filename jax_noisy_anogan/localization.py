@@ -6,13 +6,14 @@ it; regions and tiles are NumPy on the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 from scipy import ndimage  # type: ignore[import-untyped]
 
@@ -55,14 +56,31 @@ def pixel_difference(
     return jnp.mean(jnp.abs(x - drawn), axis=-1)
 
 
-def feature_difference(
-    features: Float[Array, "*batch feature_h feature_w feature_c"],
-    features_drawn: Float[Array, "*batch feature_h feature_w feature_c"],
-    shape: tuple[int, int],
-) -> Float[Array, "*batch height width"]:
-    """|f(x) - f(G(z_hat))| of Eq. 3, averaged over channels and enlarged (bilinear) to `shape`."""
-    difference = pixel_difference(features, features_drawn)
-    return jax.image.resize(difference, (*difference.shape[:-2], *shape), "linear")
+def evidence(
+    logit: Callable[[Float[Array, "height width channels"]], Float[Array, ""]],
+    x: Float[Array, "height width channels"],
+    drawn: Float[Array, "height width channels"],
+    *,
+    steps: int = 8,
+) -> Float[Array, "height width"]:
+    """The pixel difference weighed by what it does to D's verdict, >= 0, summed over channels.
+
+    |a| with a = (x - G(z_hat)) times the mean gradient of D's logit between G(z_hat) and x:
+    integrated gradients (Sundararajan et al. 2017), whose sum over the pixels is
+    D(x) - D(G(z_hat)) in logits. A difference that D takes for normal counts for little.
+
+    Args:
+      logit: D of a single image.
+      steps: of the midpoint rule along the straight line between the two.
+    """
+    change = x - drawn
+
+    def add(total: Array, share: Array) -> tuple[Array, None]:
+        return total + jax.grad(logit)(drawn + share * change), None
+
+    shares = (jnp.arange(steps) + 0.5) / steps
+    total, _ = lax.scan(add, jnp.zeros_like(x), shares)
+    return jnp.abs(change * total / steps).sum(axis=-1)
 
 
 def smooth(
@@ -147,13 +165,6 @@ def calibrated_map(
     smoothed = smooth(difference, sigma=sigma)
     mean, std = (jnp.broadcast_to(s, smoothed.shape) for s in (mean, std))
     return (smoothed - mean) / std
-
-
-def combined_map(
-    pixel: Float[Array, "*shape"], feature: Float[Array, "*shape"], *, feature_weight: float
-) -> Float[Array, "*shape"]:
-    """Two calibrated maps as one, weighted as Eq. 4 weights its terms."""
-    return (1.0 - feature_weight) * pixel + feature_weight * feature
 
 
 def largest_region(map: Map, threshold: float) -> Box | None:

@@ -21,6 +21,7 @@ from jax_noisy_anogan.latent_search import Judgement, search_latents
 from jax_noisy_anogan.localization import (
     blend_tiles,
     cut_tiles,
+    evidence,
     pixel_difference,
     tile_positions,
 )
@@ -51,11 +52,18 @@ class ImageResult(NamedTuple):
         Eq. 25, and -logit of D(x). Of a tiled image the largest over its tiles.
       drawn: G(z_hat), blended from tiles where there are several.
       difference: |x - G(z_hat)|, averaged over channels.
+      evidence: see `localization.evidence`; None unless `score.map` asks for it.
     """
 
     terms: dict[str, float]
     drawn: Image
     difference: Float[np.ndarray, "height width"]
+    evidence: Float[np.ndarray, "height width"] | None = None
+
+    @property
+    def map(self) -> Float[np.ndarray, "height width"]:
+        """What anomaly maps are made of, as `score.map` says."""
+        return self.difference if self.evidence is None else self.evidence
 
 
 class Searched(NamedTuple):
@@ -123,8 +131,8 @@ class Scorer:
                 shapes.append(image.shape[:2])
                 yield self._cut(image), latents
 
-        for drawn, difference, terms in self._in_batches(self._measure, items()):
-            yield self._assemble(shapes.pop(0), drawn, difference, terms)
+        for drawn, maps, terms in self._in_batches(self._measure, items()):
+            yield self._assemble(shapes.pop(0), drawn, maps, terms)
 
     def positions(self, height: int, width: int) -> Int[np.ndarray, "tiles 2"]:
         """Top and left of every tile of an image of this size."""
@@ -134,14 +142,14 @@ class Scorer:
         return cut_tiles(image, self.positions(*image.shape[:2]), self.tile)
 
     def _assemble(
-        self, shape: tuple[int, int], drawn: Any, difference: Any, terms: dict[str, Any]
+        self, shape: tuple[int, int], drawn: Any, maps: dict[str, Any], terms: dict[str, Any]
     ) -> ImageResult:
         positions = self.positions(*shape)
         whole = blend_tiles(drawn.astype(np.float32), positions, shape)
         return ImageResult(
             {name: float(terms[name].max()) for name in TERMS},
             np.clip(np.rint(whole), 0, 255).astype(np.uint8),
-            blend_tiles(difference, positions, shape),
+            **{name: blend_tiles(tiles, positions, shape) for name, tiles in maps.items()},
         )
 
     def _in_batches(
@@ -200,8 +208,9 @@ def make_functions(
 
     Returns:
       `search((params, reference), images) -> Searched` and
-      `measure((params, reference), images, latents) -> (drawn, difference, terms)`; images are
-      uint8, `drawn` too, `terms` a dictionary with the names of `TERMS`.
+      `measure((params, reference), images, latents) -> (drawn, maps, terms)`; images are uint8,
+      `drawn` too, `maps` a dictionary with `difference` and, where `score.map` asks for it,
+      `evidence`, `terms` one with the names of `TERMS`.
     """
     search, gamma = config.search, config.loss.gamma
 
@@ -253,7 +262,10 @@ def make_functions(
             )
             values = (found.total, found.residual, found.feature, found.penalty, -judged.logit)
             terms = dict(zip(TERMS, values, strict=True))
-            return to_byte_images(drawn), pixel_difference(x, drawn), terms
+            maps = {"difference": pixel_difference(x, drawn)}
+            if config.score.map == "evidence":
+                maps["evidence"] = evidence(lambda image: judge(image).logit, x, drawn)
+            return to_byte_images(drawn), maps, terms
 
         return jax.vmap(measure_one)(images, latents)
 

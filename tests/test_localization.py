@@ -17,15 +17,31 @@ def test_the_pixel_difference_is_the_mean_over_channels():
     np.testing.assert_array_equal(localization.pixel_difference(ones, -ones), np.full((2, 2), 2.0))
 
 
-def test_the_feature_difference_has_the_size_of_the_image():
-    features, other = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 6)).astype(np.float32)
-    found = localization.feature_difference(features, other, (16, 16))
-    difference = np.abs(features - other).mean(axis=-1)
-    assert found.shape == (3, 16, 16)
-    # Half-pixel centres: rows 1 to 2 of 16 lie 1/8 and 1/8 from the centre of row 0 of 4.
-    np.testing.assert_allclose(found[:, :1, :1], difference[:, :1, :1], rtol=1e-6)
-    between = 0.875 * difference[:, 0, 0] + 0.125 * difference[:, 1, 0]
-    np.testing.assert_allclose(found[:, 2, 0], between, rtol=1e-5)
+def test_the_evidence_is_that_of_integrated_gradients_in_closed_form():
+    rng = np.random.default_rng(3)
+    x, drawn, weight, curve = rng.normal(size=(4, 5, 6, 2)).astype(np.float32)
+
+    def logit(image):
+        return (weight * image + curve * image**2).sum()
+
+    # The gradient is linear along the line, so that the midpoint rule is exact.
+    expected = np.abs(weight * (x - drawn) + curve * (x**2 - drawn**2)).sum(axis=-1)
+    np.testing.assert_allclose(
+        localization.evidence(logit, x, drawn, steps=3), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_evidence_of_a_curved_verdict_adds_up_to_the_difference_of_verdicts():
+    rng = np.random.default_rng(4)
+    drawn = rng.normal(size=(5, 6, 1)).astype(np.float32)
+    x = drawn + np.abs(rng.normal(size=drawn.shape)).astype(np.float32)
+    weight = np.abs(rng.normal(size=drawn.shape)).astype(np.float32) / 10
+
+    def logit(image):  # rising in every pixel, so that no part cancels another
+        return jnp.tanh((weight * image).sum())
+
+    total = localization.evidence(logit, x, drawn, steps=64).sum()
+    np.testing.assert_allclose(total, logit(x) - logit(drawn), rtol=1e-3)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.8, 3.0])
@@ -94,13 +110,6 @@ def test_calibrations_that_cannot_be_are_refused():
     calibration = fit(np.arange(32.0).reshape(2, 4, 4), sigma=1.0)
     with pytest.raises(ValueError, match="equal sizes"):
         localization.calibrated_map(jnp.zeros((5, 5)), calibration, sigma=1.0)
-
-
-def test_combined_maps_are_weighted_as_in_equation_4():
-    found = localization.combined_map(
-        jnp.full((2, 2), 1.0), jnp.full((2, 2), 3.0), feature_weight=0.1
-    )
-    np.testing.assert_allclose(found, np.full((2, 2), 1.2), rtol=1e-6)
 
 
 def test_the_box_surrounds_the_largest_region():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_noisy_anogan.config import Config, GrowthConfig, LossConfig, SearchConfig
+from jax_noisy_anogan.config import Config, GrowthConfig, LossConfig, ScoreConfig, SearchConfig
+from jax_noisy_anogan.localization import evidence
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.parallel import make_mesh
 from jax_noisy_anogan.scoring import TERMS, Model, Scorer, _squash
@@ -96,6 +97,26 @@ def test_terms_are_equations_2_to_4_24_and_25_at_the_latent_that_was_found(model
         )
         bytes_drawn = np.clip(np.rint((drawn[0] + 1) * 127.5), 0, 255)
         assert np.abs(result.drawn.astype(int) - bytes_drawn).max() <= 1
+
+
+def test_evidence_is_measured_where_it_is_asked_for(model, whole):
+    config = dataclasses.replace(CONFIG, score=ScoreConfig(map="evidence"))
+    searched, results = whole
+    pairs = [(image, found.latents) for image, found in zip(IMAGES, searched, strict=True)]
+    networks, params, _ = model
+
+    def logit(image):
+        out = networks.discriminate(params.discriminator, image[None], stddev=jnp.float32(STDDEV))
+        return out.logits[0]
+
+    for (image, z), plain, result in zip(
+        pairs, results, Scorer(model, config).measure(pairs), strict=True
+    ):
+        x = image.astype(np.float32) / 127.5 - 1.0
+        expected = evidence(logit, x, networks.generate(params.generator, z)[0])
+        np.testing.assert_allclose(result.map, expected, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(result.difference, plain.difference, rtol=1e-5, atol=1e-6)
+        assert plain.map is plain.difference
 
 
 def test_the_measured_score_is_the_least_that_the_search_itself_saw(whole):
