@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,13 +183,23 @@ def worker(folder: Path, cache: str, moment: str) -> None:
 
     Moments: `step:K` after update K is sent; `save:K:S` S seconds into the save of step K;
     `between:P` before phase P, with all checkpoints written; `growth:P` when its state has grown.
+    `time:S` after S seconds of CPU time, wherever that is: reading, restoring, compiling, ending.
     `full:K` does not kill, but leaves no room on the disk for the save of step K.
     """
     kind, *numbers = moment.split(":")
-    first = int(numbers[0]) if numbers else -1
+    first = int(float(numbers[0])) if numbers else -1
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_in_time() -> None:
+        end = time.process_time() + float(numbers[0])
+        while time.process_time() < end:
+            time.sleep(0.002)
+        die()
+
+    if kind == "time":
+        threading.Thread(target=die_in_time, daemon=True).start()
 
     def counted(*args: Any) -> Callable[..., Any]:
         step = compile_step(*args)
@@ -237,7 +247,7 @@ def worker(folder: Path, cache: str, moment: str) -> None:
 
 
 def kill_moments(rng: random.Random) -> list[str]:
-    """Four moments in the order in which a run meets them."""
+    """Five moments in the order in which a run meets them."""
     steps, every = STEPS_PER_PHASE, STEPS_PER_CHECKPOINT
 
     def save() -> str:
@@ -248,10 +258,11 @@ def kill_moments(rng: random.Random) -> list[str]:
         f"{rng.choice(['growth', 'between'])}:1",
         save(),
         f"step:{rng.randint(2 * steps + 1, 3 * steps - 1)}",
+        f"time:{rng.uniform(0.0, 3.0):.2f}",
     ]
 
 
-def sigkill(bench: Bench, chains: Sequence[Sequence[str]]) -> list[Row]:
+def sigkill(bench: Bench, chains: Iterable[Sequence[str]]) -> list[Row]:
     """Kill a run again and again, each time further on, then let it end."""
     injected: dict[str, int] = {}
     survived: dict[str, int] = {}
@@ -274,6 +285,7 @@ _names = {
     "save": "during a save",
     "growth": "during growth",
     "between": "between stages",
+    "time": "at any time",
 }
 
 
@@ -444,19 +456,22 @@ def not_finite(bench: Bench, rng: random.Random) -> list[Row]:
     return rows
 
 
-def run(root: Path, *, quick: bool, seed: int = 0, cache: str = "") -> list[Row]:
+def run(root: Path, *, quick: bool, seed: int = 0, cache: str = "") -> Iterator[Row]:
     """All faults; `quick` injects each a few times."""
     rng = random.Random(seed)
     bench = Bench(root, tiny_config(cache or str(root / "cache")))
     signals = [signal.SIGTERM] if quick else [signal.SIGTERM, signal.SIGINT]
-    return [
-        *sigkill(bench, [kill_moments(rng) for _ in range(1 if quick else 5)]),
-        *stop_signals(bench, signals, rng),
-        *damaged(bench, quick=quick),
-        disk_full(bench),
-        second_training(bench),
-        *not_finite(bench, rng),
-    ]
+    yield from sigkill(bench, [kill_moments(rng) for _ in range(1 if quick else 5)])
+    yield from stop_signals(bench, signals, rng)
+    yield from damaged(bench, quick=quick)
+    yield disk_full(bench)
+    yield second_training(bench)
+    yield from not_finite(bench, rng)
+
+
+def _cpu_seconds() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def main() -> int:
@@ -466,13 +481,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the faults")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as root:
-        rows = run(Path(root), quick=arguments.quick, seed=arguments.seed)
+    start, rows = time.monotonic(), []
     print(f"{'fault':<50} {'injected':>8} {'survived':>8} {'lost':>5}")
-    for row in rows:
-        print(f"{row.fault:<50} {row.injected:>8} {row.survived:>8} {row.lost:>5}")
-    print(f"{time.monotonic() - start:.0f} s")
+    with tempfile.TemporaryDirectory() as root:
+        for row in run(Path(root), quick=arguments.quick, seed=arguments.seed):
+            print(f"{row.fault:<50} {row.injected:>8} {row.survived:>8} {row.lost:>5}", flush=True)
+            rows.append(row)
+    print(f"{time.monotonic() - start:.0f} s, {_cpu_seconds():.0f} s of CPU time")
     if arguments.json:
         values = [{**row._asdict(), "lost": row.lost} for row in rows]
         arguments.json.write_text(json.dumps(values, indent=2) + "\n")
