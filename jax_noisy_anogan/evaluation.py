@@ -16,7 +16,7 @@ import os
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jax_noisy_anogan import calibration as calibration_lib
-from jax_noisy_anogan import pictures
+from jax_noisy_anogan import parallel, pictures
 from jax_noisy_anogan.calibration import CALIBRATED, Calibration, CalibrationError
 from jax_noisy_anogan.checkpoint import checksum
 from jax_noisy_anogan.config import Config
@@ -74,6 +74,14 @@ class Scored(NamedTuple):
     terms: dict[str, Float[np.ndarray, " n"]]
 
 
+class Measured(NamedTuple):
+    """All held-out images of a run, by the names of `PARTS`, and their calibration."""
+
+    maps: MapCalibration
+    scored: dict[str, Scored]
+    calibration: Calibration
+
+
 def evaluate(
     config: Config,
     workdir: Path,
@@ -89,33 +97,26 @@ def evaluate(
     `reconstructions.png` (Fig. 4), `pixel_difference.png` (Fig. 5) and, with
     `search.record_curve`, `curve.csv`.
 
+    Of several processes each searches every so many-th shard; the first one does all the rest.
+
     Returns:
-      What `metrics.json` holds.
+      What `metrics.json` holds; nothing in every process but the first.
 
     Raises:
       CalibrationError: too few normal validation images, or a score that is not finite.
+      LostProcessError: another process has ended.
     """
     calibration_lib.require_normals(len(split.validation_normal))
     start = time.monotonic()
     scorer = Scorer(model, config)
     held_out = _HeldOut(config, workdir, dataset, split, scorer)
-    held_out.search(progress=progress)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("latents of all processes are written")
-        if jax.process_index() != 0:
-            return {}
+    held_out.search(progress=progress and jax.process_index() == 0)
+    parallel.any_process(False)  # the latents of all are written
+    if jax.process_index() != 0:
+        return {}
     seconds = time.monotonic() - start
 
-    maps = held_out.fit_maps()
-    scored = {part: held_out.measure(part, maps) for part in PARTS}
-    calibration = calibration_lib.fit(
-        scored["validation_normal"].terms,
-        scored["validation_known_abnormal"].terms,
-        rule=config.score.threshold_rule,
-        false_positive_rate=config.score.false_positive_rate,
-    )
+    maps, scored, calibration = held_out.calibrated()
     calibration.save(workdir / "calibration.json")
     save_maps(workdir / "map_calibration.npz", maps)
 
@@ -141,6 +142,28 @@ def evaluate(
     return results
 
 
+def measure(
+    config: Config,
+    workdir: Path,
+    dataset: Dataset,
+    split: Split,
+    model: Model,
+    *,
+    progress: bool = True,
+) -> Measured:
+    """What `evaluate` measures, without a file of it: for tables over many runs. One process.
+
+    The latents that are found are kept in `workdir`.
+
+    Raises:
+      CalibrationError: see `evaluate`.
+    """
+    calibration_lib.require_normals(len(split.validation_normal))
+    held_out = _HeldOut(config, workdir, dataset, split, Scorer(model, config))
+    held_out.search(progress=progress)
+    return held_out.calibrated()
+
+
 def score_metrics(
     calibration: Calibration, scored: Scored, is_abnormal: Bool[np.ndarray, " n"]
 ) -> dict[str, dict[str, float]]:
@@ -153,6 +176,18 @@ def score_metrics(
         )._asdict()
         for name in order
     }
+
+
+def terms_of(
+    results: Iterable[ImageResult], maps: MapCalibration, config: Config
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Every raw term of the images, `local` included."""
+    columns: dict[str, list[float]] = {name: [] for name in (*TERMS, LOCAL)}
+    for result in results:
+        terms = {**result.terms, LOCAL: float(_calibrated_map(result, maps, config).max())}
+        for name, value in terms.items():
+            columns[name].append(value)
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 class _HeldOut:
@@ -221,11 +256,11 @@ class _HeldOut:
             yield result
 
     def fit_maps(self) -> MapCalibration:
-        """Statistics of the difference maps of normal validation images."""
-        differences = (r.difference for r in self.results(self.split.validation_normal))
+        """Statistics of the maps of normal validation images."""
+        found = (r.map for r in self.results(self.split.validation_normal))
         try:
             return fit_map_calibration(
-                differences,
+                found,
                 sigma=self.config.score.map_sigma,
                 per_pixel=self.dataset.tiles_per_side == 1,
             )
@@ -235,12 +270,19 @@ class _HeldOut:
     def measure(self, part: str, maps: MapCalibration) -> Scored:
         """Every raw term of one part."""
         indices = self.split.part(part)
-        columns: dict[str, list[float]] = {name: [] for name in (*TERMS, LOCAL)}
-        for result in self.results(indices):
-            terms = {**result.terms, LOCAL: float(self._map(result, maps).max())}
-            for name, value in terms.items():
-                columns[name].append(value)
-        return Scored(indices, {name: np.array(values) for name, values in columns.items()})
+        return Scored(indices, terms_of(self.results(indices), maps, self.config))
+
+    def calibrated(self) -> Measured:
+        """The terms of all parts, and the calibration that the validation parts give."""
+        maps = self.fit_maps()
+        scored = {part: self.measure(part, maps) for part in PARTS}
+        calibration = calibration_lib.fit(
+            scored["validation_normal"].terms,
+            scored["validation_known_abnormal"].terms,
+            rule=self.config.score.threshold_rule,
+            false_positive_rate=self.config.score.false_positive_rate,
+        )
+        return Measured(maps, scored, calibration)
 
     def pixel_metrics(self, maps: MapCalibration) -> PixelMetrics:
         """Over the test images whose masks are known."""
@@ -354,8 +396,7 @@ class _HeldOut:
         write_report(self.workdir / "report.html", report)
 
     def _map(self, result: ImageResult, maps: MapCalibration) -> Float[np.ndarray, "h w"]:
-        sigma = self.config.score.map_sigma
-        return np.asarray(calibrated_map(jnp.asarray(result.difference), maps, sigma=sigma))
+        return _calibrated_map(result, maps, self.config)
 
     def _usual_height(self, maps: MapCalibration) -> float:
         heights = [self._map(r, maps).max() for r in self.results(self.split.validation_normal)]
@@ -425,6 +466,13 @@ class _HeldOut:
             return None
         rows = [None] * len(shard.indices) if curves is None else curves
         return [Searched(*row) for row in zip(columns["latents"], rows, strict=True)]
+
+
+def _calibrated_map(
+    result: ImageResult, maps: MapCalibration, config: Config
+) -> Float[np.ndarray, "h w"]:
+    sigma = config.score.map_sigma
+    return np.asarray(calibrated_map(jnp.asarray(result.map), maps, sigma=sigma))
 
 
 class _Shard(NamedTuple):

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax_noisy_anogan import calibration, evaluation, model, parallel, trainer, workdir
 from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.data import load_dataset, make_split
+from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
+from jax_noisy_anogan.evaluation import Measured
+from jax_noisy_anogan.scoring import Model
+
+
+@contextlib.contextmanager
+def opened(config: Config, folder: Path) -> Iterator[None]:
+    """Hold the folder of a run with these settings; one process does so for all.
+
+    Raises:
+      WorkdirError: it is in use, or cannot be written.
+      ConfigError: it was started with other settings.
+    """
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(workdir.locked(folder))
+            workdir.settle_config(folder, config)
+
+        parallel.on_first_process(hold)
+        yield
+
+
+class Trained(NamedTuple):
+    """A run after training."""
+
+    dataset: Dataset
+    split: Split
+    model: Model
 
 
 def run(config: Config, folder: Path, *, progress: bool = True) -> dict[str, Any]:
@@ -17,18 +46,29 @@ def run(config: Config, folder: Path, *, progress: bool = True) -> dict[str, Any
     Returns:
       What `metrics.json` holds.
     """
+    with opened(config, folder):
+        trained = _trained(config, folder, progress)
+        return evaluation.evaluate(config, folder, *trained, progress=progress)
+
+
+def train(config: Config, folder: Path, *, progress: bool = True) -> Trained:
+    """The first half of `run`."""
+    with opened(config, folder):
+        return _trained(config, folder, progress)
+
+
+def measure(config: Config, folder: Path, *, progress: bool = True) -> tuple[Trained, Measured]:
+    """`run` without its files of results: for tables over many runs. In one process only."""
+    with opened(config, folder):
+        trained = _trained(config, folder, progress)
+        return trained, evaluation.measure(config, folder, *trained, progress=progress)
+
+
+def _trained(config: Config, folder: Path, progress: bool) -> Trained:
     parallel.keep_compiled(config.train.compilation_cache_dir)
-    with contextlib.ExitStack() as held:
-
-        def open_folder() -> None:
-            held.enter_context(workdir.locked(folder))
-            workdir.settle_config(folder, config)
-
-        parallel.on_first_process(open_folder)
-        dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=progress)
-        split = make_split(dataset, config.data)
-        calibration.require_normals(len(split.validation_normal))
-        parallel.on_first_process(lambda: split.write(folder / "split.json"))
-        state = trainer.train(config, folder, dataset, split, progress=progress)
-        trained = model.model_of(config, state)
-        return evaluation.evaluate(config, folder, dataset, split, trained, progress=progress)
+    dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=progress)
+    split = make_split(dataset, config.data)
+    calibration.require_normals(len(split.validation_normal))
+    parallel.on_first_process(lambda: split.write(folder / "split.json"))
+    state = trainer.train(config, folder, dataset, split, progress=progress)
+    return Trained(dataset, split, model.model_of(config, state))

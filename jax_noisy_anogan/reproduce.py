@@ -1,56 +1,138 @@
 """The paper's tables and figures: `python -m jax_noisy_anogan.reproduce EXPERIMENT --out DIR`.
 
-Each is printed and written as Markdown, CSV and, where it is a picture, PNG. Finished cells are
-kept in DIR: run again, the same command goes on. Run it in the project's folder, or name its
-`configs`.
+EXPERIMENT is one or more of table1, table2, mnist, deep-sad, figure1, figure3, figure4, figure5,
+figure6, or all. Each is printed and written as Markdown, CSV and PNG. Finished cells are kept in
+DIR: run again, the same command goes on. Run it in the project's folder, or name its `configs`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from absl import flags
 
 from jax_noisy_anogan import cli
 from jax_noisy_anogan.config import ConfigError
-from jax_noisy_anogan.reproduction import mnist
-from jax_noisy_anogan.reproduction.cells import Bench
+from jax_noisy_anogan.reproduction import (
+    deep_sad,
+    figure1,
+    figure3,
+    figure4,
+    figure5,
+    figure6,
+    mnist,
+    runner,
+    table1,
+    table2,
+)
+from jax_noisy_anogan.reproduction.cells import Bench, Cell
 
-EXPERIMENTS = {"mnist": mnist.run}
+# `cells(bench)` lists what is to compute, `results(bench)` makes tables of what is computed.
+EXPERIMENTS: dict[str, ModuleType] = {
+    "table1": table1,
+    "figure3": figure3,
+    "figure6": figure6,
+    "deep-sad": deep_sad,
+    "mnist": mnist,
+    "figure1": figure1,
+    "figure4": figure4,
+    "figure5": figure5,
+    "table2": table2,
+}
+ROOTS = ("mnist", "ir_mnist", "caltech256")
 
 _OUT = flags.DEFINE_string("out", None, "Folder for results, kept cells and runs", required=True)
 _QUICK = flags.DEFINE_bool("quick", False, "Shrink every experiment")
 _CONFIGS = flags.DEFINE_string("configs", "configs", "Folder of the project's config files")
 _CACHE = flags.DEFINE_string("cache_dir", "", "Folder of prepared records")
-_ROOTS = {
+_FOLDERS = {
     name: flags.DEFINE_string(f"{name}_root", "", f"Folder of the source files of {name}")
-    for name in ("mnist", "ir_mnist", "caltech256")
+    for name in ROOTS
 }
-_DIGITS = flags.DEFINE_list("digits", [], "MNIST: digits to take as normal; all by default")
-_SEEDS = flags.DEFINE_list("seeds", [], "Seeds of splits and training")
+_DIGITS = flags.DEFINE_list("digits", [], "MNIST: digits to take as normal")
+_SEEDS = flags.DEFINE_list("seeds", [], "Seeds of splits and training; repeats of Table 2")
+_FEATURES = flags.DEFINE_string(
+    "features",
+    "",
+    "Table 2: an .npz of `features` and `ids` for subspace methods, or discriminator",
+)
+_BUDGET = flags.DEFINE_float(
+    "time_budget_s", 0.0, "Stop after so long with exit code 75; the same command goes on"
+)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "Cells at once; 0: two on CPUs, else one")
+_WORKER = flags.DEFINE_integer("worker", 0, "Number of this process among them; others: no tables")
 
 
 def main(arguments: list[str]) -> None:
-    names = list(EXPERIMENTS) if arguments == ["all"] else arguments
-    unknown = [name for name in names if name not in EXPERIMENTS]
-    if unknown or not names:
-        raise ConfigError(
-            f"experiment {' '.join(unknown) or 'missing'}: expected all or some of "
-            f"{', '.join(EXPERIMENTS)}"
-        )
     bench = Bench(
         out=Path(_OUT.value).expanduser(),
         configs=Path(_CONFIGS.value).expanduser(),
-        roots={name: flag.value for name, flag in _ROOTS.items() if flag.value},
+        roots={name: flag.value for name, flag in _FOLDERS.items() if flag.value},
         cache_dir=_CACHE.value,
         quick=_QUICK.value,
         options={
             "digits": _numbers("digits", _DIGITS.value),
             "seeds": _numbers("seeds", _SEEDS.value),
         },
+        features=_FEATURES.value,
     )
-    for name in names:
-        for result in EXPERIMENTS[name](bench):
+    chosen = experiments(arguments, bench)
+    processes = _PROCESSES.value or runner.default_processes()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(runner.within(_BUDGET.value))
+        if _WORKER.value:
+            runner.settle(processes, _WORKER.value)
+            runner.compute(bench, cells_of(chosen, bench))
+            return
+        # Tables are written in any case: of what there is.
+        stack.callback(lambda: write(chosen, bench))
+        stack.enter_context(runner.helpers(processes))
+        runner.settle(processes, 0)
+        runner.compute(bench, cells_of(chosen, bench))
+
+
+def experiments(names: list[str], bench: Bench) -> list[ModuleType]:
+    """The modules of the experiments asked for; `all` leaves out Table 2 without its data.
+
+    Raises:
+      ConfigError: one is unknown, or none is named.
+    """
+    unknown = [name for name in names if name not in (*EXPERIMENTS, "all")]
+    if unknown or not names:
+        raise ConfigError(
+            f"experiment {' '.join(unknown) or 'missing'}: expected all or some of "
+            f"{', '.join(EXPERIMENTS)}"
+        )
+    if "all" not in names:
+        return [module for name, module in EXPERIMENTS.items() if name in names]
+    if table2.available(bench):
+        return list(EXPERIMENTS.values())
+    print("table2 is left out: it needs --caltech256_root", file=sys.stderr)
+    return [module for name, module in EXPERIMENTS.items() if name != "table2"]
+
+
+def cells_of(modules: list[ModuleType], bench: Bench) -> list[Cell]:
+    """All cells, and those that they need, each once and behind what it needs."""
+    listed: dict[str, Cell] = {}
+
+    def add(cell: Cell) -> None:
+        for before in cell.after:
+            add(before)
+        listed.setdefault(cell.name, cell)
+
+    for module in modules:
+        for cell in module.cells(bench):
+            add(cell)
+    return list(listed.values())
+
+
+def write(modules: list[ModuleType], bench: Bench) -> None:
+    """Print and write the tables of what is computed."""
+    for module in modules:
+        for result in module.results(bench):
             result.write(bench.out)
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
+import dataclasses
+import fcntl
 import json
-import os
-import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from jax_noisy_anogan.config import Config, ConfigError
 from jax_noisy_anogan.data.source import digest
@@ -22,10 +19,13 @@ from jax_noisy_anogan.workdir import write_text
 
 Values = dict[str, Any]
 
+# Where things lie changes no result.
+_PLACES = {"data": ("root", "cache_dir"), "train": ("compilation_cache_dir",)}
+
 
 @dataclass(frozen=True)
 class Bench:
-    """Where an experiment takes its settings and data from, and where it writes.
+    """Where experiments take their settings and data from, and where they write.
 
     Attributes:
       out: results; cells lie in `out/cells`, runs in `out/runs`.
@@ -33,15 +33,18 @@ class Bench:
       roots: source folders by data set name; a data set without one is replaced by what needs none.
       cache_dir: of prepared records; empty takes the configs' own.
       quick: shrink everything, so that the whole reproduction ends within an hour on two cores.
-      options: of the experiment.
+      options: of the experiments: lists of numbers by name.
+      features: what subspace methods see: "" (pixels), "discriminator" (its features after plain
+        AnoGAN's training), or an `.npz` file of `features` and `ids`.
     """
 
     out: Path
     configs: Path
-    roots: Mapping[str, str]
-    cache_dir: str
-    quick: bool
-    options: Mapping[str, Sequence[int]]
+    roots: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cache_dir: str = ""
+    quick: bool = False
+    options: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    features: str = ""
 
     def config(self, name: str) -> Config:
         """`get_config()` of a config file, with source folder and cache set.
@@ -58,89 +61,72 @@ class Bench:
         assert isinstance(config, Config)
         config.data.root = self.roots.get(name, "")
         config.data.cache_dir = self.cache_dir or config.data.cache_dir
+        config.train.compilation_cache_dir = str(self.out / "compiled")
         return config
 
-    def option(self, name: str, default: Sequence[int]) -> list[int]:
+    def option(self, name: str, *, full: Sequence[int], quick: Sequence[int]) -> list[int]:
         """A list of numbers given on the command line, or the default."""
-        return list(self.options.get(name) or default)
+        return list(self.options.get(name) or (quick if self.quick else full))
 
-    def cell(self, name: str, settings: Any, compute: Callable[[], Values]) -> Values:
-        """The result of `compute`, or what an earlier start kept of it.
+    def kept(self, cell: Cell) -> Values | None:
+        """What was computed of a cell; None where nothing was yet."""
+        try:
+            return json.loads(self._path(cell).read_text())
+        except FileNotFoundError:
+            return None
 
-        Args:
-          name: of the cell, readable; its file is named after it.
-          settings: everything that the result depends on; other settings make another cell.
-        """
-        path = self.out / "cells" / f"{name}-{digest(settings)}.json"
-        if path.exists():
-            return json.loads(path.read_text())
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        start = time.monotonic()
-        values = {**compute(), "seconds": round(time.monotonic() - start, 1)}
+    def compute(self, cell: Cell) -> bool:
+        """Compute a cell that is missing and keep it; False where another process is about to."""
+        path = self._path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(values) + "\n")
-        print(f"{name}: {values['seconds']} s", file=sys.stderr, flush=True)
-        return values
+        with _held(path.with_suffix(".lock")) as held:
+            if not held:
+                return False
+            if not path.exists():
+                print(f"{cell.name} ...", file=sys.stderr, flush=True)
+                start = time.monotonic()
+                values = {**cell.compute(), "seconds": round(time.monotonic() - start, 1)}
+                write_text(path, json.dumps(values) + "\n")
+                print(f"{cell.name}: {values['seconds']} s", file=sys.stderr, flush=True)
+        return True
+
+    def _path(self, cell: Cell) -> Path:
+        return self.out / "cells" / f"{cell.name}-{digest(cell.settings)}.json"
 
 
 @dataclass(frozen=True)
-class Result:
-    """A table with its story.
+class Cell:
+    """One entry, or a few that are computed together.
 
     Attributes:
-      name: of the files that it is written to.
-      rows: of text and numbers, as many as `columns` each.
-      notes: settings, seeds, time: lines below the table.
+      name: readable; its file is named after it.
+      settings: everything that the result depends on; other settings make another cell.
+      compute: the result, as what JSON can hold.
+      after: cells whose runs this one uses.
     """
 
     name: str
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    notes: Sequence[str] = ()
-
-    def write(self, out: Path) -> None:
-        """Write `<name>.md` and `<name>.csv`, and print the former."""
-        out.mkdir(parents=True, exist_ok=True)
-        text = self.markdown()
-        write_text(out / f"{self.name}.md", text)
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(self.rows)
-        write_text(out / f"{self.name}.csv", table.getvalue())
-        print(text)
-
-    def markdown(self) -> str:
-        """The table as Markdown, with hardware in the last note."""
-        lines = [f"## {self.title}", "", _line(self.columns), _line(["---"] * len(self.columns))]
-        lines += [_line([_shown(value) for value in row]) for row in self.rows]
-        notes = [*self.notes, hardware()]
-        return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+    settings: Any
+    compute: Callable[[], Values]
+    after: tuple[Cell, ...] = ()
 
 
-def hardware() -> str:
-    """One line: what the figures were computed on."""
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    name = f"{os.cpu_count()} cores, {platform.machine()}" if kind == "cpu" else kind
-    return f"{len(devices)} x {kind} ({name}), jax {jax.__version__}"
+def identity(config: Config) -> dict[str, Any]:
+    """The settings of a run that its results depend on."""
+    values = dataclasses.asdict(config)
+    for section, names in _PLACES.items():
+        for name in names:
+            del values[section][name]
+    return values
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """`0.981 ± 0.004`; the deviation is that of the population and absent for one value."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    deviation = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
-    return f"{mean:.3f} ± {deviation:.3f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Whether this process is the only one that holds the file; a kill lets it go."""
+    with open(path, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,349 @@
+"""Figure 6: IR-MNIST, the 3s must light up; by whole puzzles, and by tiles of one cell each.
+
+A whole puzzle is one image of the networks, which must then draw 121 digits from one latent. In the
+tiled mode every cell is an image: cells of flawless puzzles are normal, the 3s of the 50 known
+abnormal puzzles are known, and the cells of a tested puzzle are searched together and stitched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+
+from jax_noisy_anogan import evaluation, experiment, pictures
+from jax_noisy_anogan.calibration import CALIBRATED
+from jax_noisy_anogan.config import Config, DataConfig, validate
+from jax_noisy_anogan.data import load_dataset, make_split
+from jax_noisy_anogan.data.ir_mnist import CELL_SIDE, CELLS, SIDE, cell_mask
+from jax_noisy_anogan.data.source import Example, digest
+from jax_noisy_anogan.data.sources import open_source
+from jax_noisy_anogan.experiment import Trained
+from jax_noisy_anogan.metrics import image_metrics
+from jax_noisy_anogan.reproduction import runs
+from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
+from jax_noisy_anogan.reproduction.results import Result, story
+
+_SHOWN = 4
+_TILE, _BORDER = 32, 2  # a cell as MNIST's own digits lie: 28 pixels within 32
+_GRID = CELLS * CELL_SIDE
+_TILED_SCORES = ("difference", "score", "discriminator", CALIBRATED)
+_WHOLE_SCORES = ("difference", "evidence")
+_NAMES = {
+    "difference": "pixel difference |x - G(z)|",
+    "evidence": "pixel difference weighed by what it does to D (`score.map=evidence`)",
+    "score": "L' (Eq. 24)",
+    "discriminator": "discriminator, -logit D(x)",
+    CALIBRATED: "calibrated",
+}
+
+Puzzle = UInt8[np.ndarray, "224 224 1"]
+CellScores = Float[np.ndarray, "puzzles 11 11"]
+
+
+def cells(bench: Bench) -> list[Cell]:
+    """Tiled with and without known abnormal cells, and whole puzzles."""
+    tiled = [_tiled_cell(bench, method) for method in (runs.NOISY, runs.ANOGAN)]
+    return [*tiled, _whole_cell(bench)]
+
+
+def results(bench: Bench) -> list[Result]:
+    """AUROC of "contains a 3" over cells, and the pictures."""
+    listed = cells(bench)
+    rows: list[list[Any]] = []
+    modes = [("tiled", runs.NOISY), ("tiled", runs.ANOGAN), ("whole puzzle", runs.NOISY)]
+    for (mode, method), cell in zip(modes, listed, strict=True):
+        found = bench.kept(cell)
+        scores = _TILED_SCORES if mode == "tiled" else _WHOLE_SCORES
+        for score in scores:
+            figures = [None] * 3
+            if found is not None:
+                figures = [found["auroc"][score], found["cells"], found["abnormal_cells"]]
+            rows.append([mode, method, _NAMES[score], *figures])
+    return [
+        Result(
+            "figure6",
+            "Figure 6: IR-MNIST, AUROC of cells that hold a 3",
+            ["mode", "method", "score", "cell AUROC", "cells", "with a 3"],
+            rows,
+            story(
+                bench,
+                listed,
+                f"{_puzzles(bench)} test puzzles of {CELLS} x {CELLS} cells, none of which trained "
+                "or validated; known: the 50 abnormal puzzles that the split names, in tiles only "
+                "their 3s; calibrated on validation cells",
+                f"tiled: {runs.settings_line(_tile_settings(bench))}",
+                f"whole: {runs.settings_line(puzzle_config(bench))}; a cell's score is the mean "
+                "of its pixels",
+            ),
+            _picture(bench, listed),
+        )
+    ]
+
+
+def puzzle_config(bench: Bench) -> Config:
+    """Whole puzzles: the published files where their folder is given, else drawn from MNIST."""
+    config = bench.config("ir_mnist")
+    if not config.data.root:
+        config = runs.with_data(
+            config,
+            root=bench.roots.get("mnist", ""),
+            generated_images=200 if bench.quick else 5_000,
+            generated_abnormal_images=100 if bench.quick else 1_050,
+        )
+    small = runs.shrunk(config)
+    if bench.quick:
+        growth = dataclasses.replace(small.growth, resolution=64, final_images=2_500)
+        return runs.with_data(
+            dataclasses.replace(small, growth=growth), max_test_images=40, max_validation_images=40
+        )
+    growth = dataclasses.replace(bench.config("mnist").growth, resolution=128)
+    config = dataclasses.replace(small, growth=growth)
+    return runs.with_data(config, max_test_images=400)
+
+
+def _tile_settings(bench: Bench) -> Config:
+    """Of the tiled mode, without its data."""
+    config = bench.config("mnist5k")
+    if bench.quick:
+        config = runs.shrunk(config)
+        growth = dataclasses.replace(config.growth, resolution=_TILE, final_images=12_000)
+        config = dataclasses.replace(config, growth=growth)
+    data = DataConfig(
+        name="image_folder",
+        cache_dir=config.data.cache_dir,
+        on_bad_image="skip",
+        train_fraction=0.95,
+        known_abnormal_fraction=0.95,
+        max_validation_images=200 if bench.quick else 1_000,
+        max_test_images=20,
+    )
+    return dataclasses.replace(config, data=data)
+
+
+def _tiled_cell(bench: Bench, method: str) -> Cell:
+    settings = runs.with_method(_tile_settings(bench), method)
+    puzzles, shown = puzzle_config(bench), _SHOWN
+    count, trained_puzzles = _puzzles(bench), 40 if bench.quick else 500
+    name = f"figure6-tiled-{list(runs.METHODS).index(method)}"
+    identified = {
+        "tiles": identity(settings),
+        "puzzles": identity(puzzles)["data"],
+        "counts": (count, trained_puzzles, shown),
+    }
+
+    def compute() -> Values:
+        examples, known, tested = _parts(puzzles)
+        flawless = [e for e in examples if e.label == 0 and e.mark == "train"][:trained_puzzles]
+        folder = bench.out / "data" / f"cells-{digest(identified['puzzles'], trained_puzzles)}"
+        _write_cells(folder, flawless, [examples[k] for k in known], puzzles.data.abnormal_digit)
+        config = validate(runs.with_data(settings, root=str(folder)))
+        trained, measured = experiment.measure(
+            config, bench.out / "runs" / f"{name}-{digest(identified)}", progress=False
+        )
+        tested = tested[:count]
+        is_three = np.array([_threes(examples[k], puzzles.data.abnormal_digit) for k in tested])
+        scores: dict[str, list[Float[np.ndarray, " 121"]]] = {s: [] for s in _TILED_SCORES}
+        pictures_of: dict[str, list[Any]] = {"input": [], "drawn": [], "difference": []}
+        for number, k in enumerate(tested):
+            puzzle = examples[k].load().image[..., :1]
+            found = runs.look_at(trained, config, _tiles(puzzle))
+            maps = [_uncovered(r.difference) for r in found]
+            scores["difference"].append(np.array([m.mean() for m in maps]))
+            for name_of in ("score", "discriminator"):
+                scores[name_of].append(np.array([r.terms[name_of] for r in found]))
+            terms = evaluation.terms_of(found, measured.maps, config)
+            scores[CALIBRATED].append(measured.calibration.calibrated(terms))
+            if number < shown:
+                drawn = [_uncovered(r.drawn[..., 0].astype(np.float32)) for r in found]
+                pictures_of["input"].append(puzzle[..., 0].tolist())
+                pictures_of["drawn"].append(np.rint(_stitched(drawn)).astype(int).tolist())
+                pictures_of["difference"].append(np.round(_stitched(maps), 3).tolist())
+        return {
+            **_measured(is_three, scores),
+            "pictures": pictures_of,
+            "scores": {s: np.array(scores[s][:shown]).tolist() for s in (CALIBRATED,)},
+            "threes": is_three[:shown].tolist(),
+        }
+
+    return Cell(name, identified, compute)
+
+
+def _whole_cell(bench: Bench) -> Cell:
+    config = runs.with_method(puzzle_config(bench), runs.NOISY)
+    config = dataclasses.replace(config, score=dataclasses.replace(config.score, map="evidence"))
+    run = runs.run(bench, "figure6-whole", config)
+    count = _puzzles(bench)
+
+    def compute() -> Values:
+        trained = run.trained()
+        dataset, digit = trained.dataset, config.data.abnormal_digit
+        tested = _tested(trained)[:count]
+        found = runs.look(trained, config, tested)
+        assert dataset.cells is not None
+        is_three = np.array([dataset.cells[k] == digit for k in tested])
+        scores = {
+            name: [_cell_means(getattr(result, name)).ravel() for result in found]
+            for name in _WHOLE_SCORES
+        }
+        return {
+            **_measured(is_three, scores),
+            "pictures": {
+                "drawn": [_enlarged(r.drawn[..., 0]).tolist() for r in found[:_SHOWN]],
+                "difference": [
+                    np.round(_enlarged(r.difference), 3).tolist() for r in found[:_SHOWN]
+                ],
+            },
+        }
+
+    return Cell("figure6-whole", {"run": run.cell.settings, "puzzles": count}, compute)
+
+
+def _puzzles(bench: Bench) -> int:
+    return 10 if bench.quick else 200
+
+
+def _tested(trained: Trained) -> Int[np.ndarray, " n"]:
+    """Abnormal test puzzles whose cells are known, in the order of the data set."""
+    test = trained.split.test
+    assert trained.dataset.cells is not None
+    labelled = (trained.dataset.cells[test] >= 0).all(axis=(1, 2))
+    return test[trained.split.is_abnormal[test] & labelled]
+
+
+def _parts(
+    config: Config,
+) -> tuple[list[Example], list[int], list[int]]:
+    """Examples of the puzzles, and which are known and tested: as in the run on whole ones."""
+    dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=False)
+    split = make_split(dataset, config.data)
+    source = open_source(config.data, resolution=config.growth.resolution)
+    place = {example.id: k for k, example in enumerate(source.examples)}
+    known = [*split.train_known_abnormal, *split.validation_known_abnormal]
+    tested = _tested(Trained(dataset, split, None))  # type: ignore[arg-type]
+    examples = list(source.examples)
+    return (
+        examples,
+        [place[dataset.ids[k]] for k in known],
+        [place[dataset.ids[k]] for k in tested],
+    )
+
+
+def _write_cells(
+    folder: Path, flawless: Iterable[Example], known: Iterable[Example], digit: int
+) -> None:
+    """Every cell of the flawless puzzles, and the 3s of the known ones, as an image folder."""
+    if folder.exists():
+        return
+    partial = folder.with_suffix(f".partial-{id(folder)}")
+    shutil.rmtree(partial, ignore_errors=True)
+    for kind, puzzles in (("normal", flawless), ("abnormal", known)):
+        (partial / kind).mkdir(parents=True)
+        for number, example in enumerate(puzzles):
+            wanted = ~_threes(example, digit) if kind == "normal" else _threes(example, digit)
+            tiles = _tiles(example.load().image[..., :1])
+            for cell in np.flatnonzero(wanted):
+                Image.fromarray(tiles[cell][..., 0]).save(
+                    partial / kind / f"{number:05d}-{cell:03d}.png"
+                )
+    if not folder.exists():
+        partial.rename(folder)
+
+
+def _threes(example: Example, digit: int) -> Bool[np.ndarray, "11 11"]:
+    if example.cells is None:
+        return np.zeros((CELLS, CELLS), bool)
+    return example.cells == digit
+
+
+def _tiles(puzzle: Puzzle) -> list[UInt8[np.ndarray, "32 32 1"]]:
+    """Every cell, in reading order, enlarged to 28 pixels within 32."""
+    inner = _TILE - 2 * _BORDER
+    tiles = []
+    for row, column in np.ndindex(CELLS, CELLS):
+        top, left = row * CELL_SIDE, column * CELL_SIDE
+        cell = puzzle[top : top + CELL_SIDE, left : left + CELL_SIDE, 0]
+        enlarged = np.asarray(
+            Image.fromarray(cell).resize((inner, inner), Image.Resampling.BILINEAR)
+        )
+        tiles.append(np.pad(enlarged, _BORDER)[..., None])
+    return tiles
+
+
+def _uncovered(tile: Float[np.ndarray, "32 32"]) -> Float[np.ndarray, "20 20"]:
+    """Back from a tile to its cell."""
+    inner = tile[_BORDER:-_BORDER, _BORDER:-_BORDER].astype(np.float32)
+    size = (CELL_SIDE, CELL_SIDE)
+    return np.asarray(Image.fromarray(inner).resize(size, Image.Resampling.BOX))
+
+
+def _stitched(cells: list[Float[np.ndarray, "20 20"]]) -> Float[np.ndarray, "224 224"]:
+    grid = np.array(cells).reshape(CELLS, CELLS, CELL_SIDE, CELL_SIDE)
+    whole = np.zeros((SIDE, SIDE), np.float32)
+    whole[:_GRID, :_GRID] = grid.transpose(0, 2, 1, 3).reshape(_GRID, _GRID)
+    return whole
+
+
+def _enlarged(map: Any) -> Float[np.ndarray, "224 224"]:
+    """A map of a whole puzzle at the puzzle's own size."""
+    picture = Image.fromarray(np.asarray(map, np.float32))
+    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def _cell_means(map: Any) -> Float[np.ndarray, "11 11"]:
+    inner = _enlarged(map)[:_GRID, :_GRID]
+    return inner.reshape(CELLS, CELL_SIDE, CELLS, CELL_SIDE).mean(axis=(1, 3))
+
+
+def _measured(is_three: Bool[np.ndarray, "n 11 11"], scores: dict[str, list[Any]]) -> Values:
+    truth = is_three.ravel()
+    return {
+        "auroc": {
+            name: image_metrics(np.concatenate(values), truth, threshold=0.0).auroc
+            for name, values in scores.items()
+        },
+        "cells": len(truth),
+        "abnormal_cells": int(truth.sum()),
+    }
+
+
+def _picture(bench: Bench, listed: list[Cell]) -> pictures.Picture | None:
+    """Inputs with the 3s outlined, drawings, differences, and the calibrated score of each cell."""
+    tiled, whole = bench.kept(listed[0]), bench.kept(listed[2])
+    if tiled is None:
+        return None
+    threes = np.array(tiled["threes"])
+    inputs = np.array(tiled["pictures"]["input"], np.uint8)[..., None]
+    outlined = np.stack(
+        [
+            pictures.outlined(x, cell_mask(t), line=(255, 60, 60))
+            for x, t in zip(inputs, threes, strict=True)
+        ]
+    )
+    score = np.array(tiled["scores"][CALIBRATED]).reshape(-1, CELLS, CELLS)
+    heat = np.stack(
+        [
+            _stitched(list(np.repeat(s.ravel(), CELL_SIDE**2).reshape(-1, CELL_SIDE, CELL_SIDE)))
+            for s in score
+        ]
+    )
+    low, high = np.quantile(score, [0.05, 0.98])
+    rows = [
+        outlined,
+        np.array(tiled["pictures"]["drawn"], np.uint8)[..., None],
+        pictures.difference_image(np.array(tiled["pictures"]["difference"]), 2.0),
+        pictures.colour(heat, low=float(low), high=float(high), name=pictures.DIFFERENCES),
+    ]
+    labels = ["input, 3s outlined", "tiled: G(z)", "tiled: difference", "tiled: calibrated"]
+    if whole is not None:
+        rows.append(np.rint(np.array(whole["pictures"]["drawn"])).astype(np.uint8)[..., None])
+        rows.append(pictures.difference_image(np.array(whole["pictures"]["difference"]), 2.0))
+        labels += ["whole: G(z)", "whole: difference"]
+    count = min(map(len, rows))
+    return pictures.rows_of_images([row[:count] for row in rows], labels)
