@@ -35,11 +35,11 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "table1": table1,
     "figure3": figure3,
     "figure6": figure6,
-    "deep-sad": deep_sad,
     "mnist": mnist,
     "figure1": figure1,
     "figure4": figure4,
     "figure5": figure5,
+    "deep-sad": deep_sad,
     "table2": table2,
 }
 ROOTS = ("mnist", "ir_mnist", "caltech256")

@@ -324,7 +324,8 @@ def _run(modules, bench):
     return cells
 
 
-def test_digits_and_their_figures_from_training_to_pictures(tiny, capsys):
+def test_digits_and_their_figures_from_training_to_pictures(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(mnist, "_methods", lambda bench: [runs.NOISY])
     bench = dataclasses.replace(tiny, options={"digits": [0]})
     cells = _run([mnist, figure1, figure4, figure5], bench)
     assert all(bench.kept(cell) is not None for cell in cells)
@@ -332,9 +333,8 @@ def test_digits_and_their_figures_from_training_to_pictures(tiny, capsys):
         for suffix in ("md", "csv", "png"):
             assert (bench.out / f"{name}.{suffix}").stat().st_size > 0
         assert "not computed" not in (bench.out / f"{name}.md").read_text()
-    shown = bench.kept(figure4.cells(bench)[0])
-    used = {index for part in ("normal", "abnormal") for index in shown[part]["scores"]}
-    assert len(used) > 1
+    noisy = bench.kept(figure1.cells(bench)[0])
+    assert min(noisy["highest"]["scores"]) >= max(noisy["usual"]["scores"])
     capsys.readouterr()
 
 

@@ -6,6 +6,7 @@ gamma_p the abnormal share of the unlabelled ones, from all classes.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 from jax_noisy_anogan.baselines import SEMI_SUPERVISED, deep_sad, published, supervised_cnn
@@ -35,10 +36,8 @@ _COLUMNS = (
 )
 _QUOTED = ("Deep SAD", "Supervised")
 _QUICK = {
-    "Deep SAD": deep_sad.Settings(
-        epochs=20, milestone=14, learning_rate=1e-3, autoencoder_epochs=10
-    ),
-    "Supervised CNN": supervised_cnn.Settings(epochs=10),
+    "Deep SAD": deep_sad.QUICK,
+    "Supervised CNN": dataclasses.replace(supervised_cnn.QUICK, epochs=10),
 }
 _FULL = {"Deep SAD": deep_sad.Settings(), "Supervised CNN": supervised_cnn.Settings()}
 
@@ -66,8 +65,8 @@ def cells(bench: Bench) -> list[Cell]:
     """Runs and competitors of every pair and setting, each once."""
     listed = [
         cell
-        for pair in _pairs(bench)
         for point in dict.fromkeys([*POLLUTIONS[::-1], *RATIOS])
+        for pair in _pairs(bench)
         for cell in _columns(bench, pair, point).values()
     ]
     return list({cell.name: cell for cell, _ in listed}.values())

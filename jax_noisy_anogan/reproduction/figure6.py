@@ -113,7 +113,7 @@ def _tile_settings(bench: Bench) -> Config:
     config = bench.config("mnist5k")
     if bench.quick:
         config = runs.shrunk(config)
-        growth = dataclasses.replace(config.growth, resolution=_TILE, final_images=12_000)
+        growth = dataclasses.replace(config.growth, resolution=_TILE, final_images=9_000)
         config = dataclasses.replace(config, growth=growth)
     data = DataConfig(
         name="image_folder",
@@ -206,7 +206,7 @@ def _whole_cell(bench: Bench) -> Cell:
 
 
 def _puzzles(bench: Bench) -> int:
-    return 10 if bench.quick else 200
+    return 8 if bench.quick else 50
 
 
 def _tested(trained: Trained) -> Int[np.ndarray, " n"]:

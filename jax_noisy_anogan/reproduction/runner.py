@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from jax_noisy_anogan import parallel
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.reproduction.cells import Bench, Cell
 
@@ -40,6 +41,7 @@ def compute(bench: Bench, cells: Sequence[Cell]) -> None:
       CellsFailedError: names the cells that raised.
       UserError: training was asked to stop, or see `within`.
     """
+    parallel.keep_compiled(str(bench.out / "compiled"))
     waiting, failed = list(cells), {}
     while waiting:
         busy: list[Cell] = []

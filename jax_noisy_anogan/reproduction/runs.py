@@ -64,7 +64,7 @@ def shrunk(config: Config) -> Config:
             resolution=16,
             stable_images=1_500,
             fade_images=1_500,
-            final_images=9_000,
+            final_images=7_000,
             minibatch_default=16,
             minibatch={},
         ),
