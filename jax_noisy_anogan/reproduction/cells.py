@@ -84,8 +84,10 @@ class Bench:
                 return False
             if not path.exists():
                 print(f"{cell.name} ...", file=sys.stderr, flush=True)
-                start = time.monotonic()
-                values = {**cell.compute(), "seconds": round(time.monotonic() - start, 1)}
+                start, busy = time.monotonic(), time.process_time()
+                values = cell.compute()
+                values["seconds"] = round(time.monotonic() - start, 1)
+                values["cpu_seconds"] = round(time.process_time() - busy, 1)
                 write_text(path, json.dumps(values) + "\n")
                 print(f"{cell.name}: {values['seconds']} s", file=sys.stderr, flush=True)
         return True

@@ -89,7 +89,8 @@ def story(bench: Bench, cells: Sequence[Cell], *settings: str) -> list[str]:
         *settings,
         *([size] if size else []),
         *([f"{missing} over fewer; the same command goes on"] if gaps else []),
-        f"{sum(values['seconds'] for values in found):,.0f} s of computing in {len(found)} cells",
+        f"{_total(found, 'seconds')} s in {len(found)} cells, {_total(found, 'cpu_seconds')} s of CPU "
+        "time",
     ]
 
 
@@ -138,6 +139,10 @@ def lines_figure(
     if curves:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _total(found: Sequence[Values], name: str) -> str:
+    return f"{sum(values[name] for values in found):,.0f}"
 
 
 def _line(cells: Sequence[str]) -> str:
