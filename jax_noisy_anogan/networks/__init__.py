@@ -88,13 +88,14 @@ def build_networks(
     latent_size: int = 512,
     stddev_group: int = 4,
     compute_dtype: str = "float32",
+    rematerialize: bool = False,
+    microbatch: int = 0,
 ) -> Networks:
     """The pair of networks for one stage of growth."""
-    dtype = jnp.dtype(compute_dtype)
+    widths = (resolution, fading, channels, fmap_base, fmap_max)
+    how = (jnp.dtype(compute_dtype), rematerialize, microbatch)
     return Networks(
-        Generator(resolution, fading, channels, fmap_base, fmap_max, dtype),
-        Discriminator(resolution, fading, channels, fmap_base, fmap_max, stddev_group, dtype),
-        latent_size,
+        Generator(*widths, *how), Discriminator(*widths, stddev_group, *how), latent_size
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from jax_noisy_anogan.networks.layers import (
     at_least_float32,
     crossfade,
     downsample_average,
+    in_parts,
     leaky_relu,
     minibatch_stddev,
 )
@@ -49,6 +51,8 @@ class Discriminator(nn.Module):
     fmap_max: int = 512
     stddev_group: int = 4
     dtype: jnp.dtype = jnp.float32
+    rematerialize: bool = False
+    microbatch: int = 0
 
     @nn.compact
     def __call__(
@@ -66,22 +70,13 @@ class Discriminator(nn.Module):
             own: this is how scores are made. Without it the statistic comes from the batch: this is
             how the network is trained.
         """
-        features = {}
-        y = leaky_relu(self._from_rgb(self.resolution)(x))
-        resolution = self.resolution
-        while resolution > 4:
-            features[resolution] = y
-            width = channels_at(resolution, self.fmap_base, self.fmap_max)
-            next_width = channels_at(resolution // 2, self.fmap_base, self.fmap_max)
-            y = leaky_relu(self._conv(width, f"block_{resolution}_conv_0")(y))
-            y = leaky_relu(self._conv(next_width, f"block_{resolution}_conv_1")(y))
-            y = downsample_average(y)
-            if self.fading and resolution == self.resolution:
-                old = leaky_relu(self._from_rgb(resolution // 2)(downsample_average(x)))
-                y = crossfade(old, y, alpha)
-            resolution //= 2
-        features[4] = y
 
+        def features_of(self: Discriminator, x: Array) -> dict[int, Array]:
+            return self._features(x, alpha)
+
+        # Images meet only after their last feature: until there they may pass one by one.
+        features = in_parts(features_of, self, x, self.microbatch)
+        y = features[4]
         if stddev is None:
             statistic = minibatch_stddev(y, self.stddev_group)
         else:
@@ -95,6 +90,28 @@ class Discriminator(nn.Module):
         y = leaky_relu(dense(y.reshape(y.shape[0], -1)))
         logits = EqualizedDense(1, gain=1.0, dtype=self.dtype, name="logits")(y)
         return DiscriminatorOutput(at_least_float32(logits[:, 0]), features, statistic)
+
+    def _features(self, x: Array, alpha: Array | float) -> dict[int, Array]:
+        features = {}
+        y = leaky_relu(self._from_rgb(self.resolution)(x))
+        resolution = self.resolution
+        while resolution > 4:
+            features[resolution] = y
+            block = functools.partial(Discriminator._block, resolution=resolution)
+            y = (nn.remat(block) if self.rematerialize else block)(self, y)
+            if self.fading and resolution == self.resolution:
+                old = leaky_relu(self._from_rgb(resolution // 2)(downsample_average(x)))
+                y = crossfade(old, y, alpha)
+            resolution //= 2
+        features[4] = y
+        return features
+
+    def _block(self, y: Array, resolution: int) -> Array:
+        width = channels_at(resolution, self.fmap_base, self.fmap_max)
+        next_width = channels_at(resolution // 2, self.fmap_base, self.fmap_max)
+        y = leaky_relu(self._conv(width, f"block_{resolution}_conv_0")(y))
+        y = leaky_relu(self._conv(next_width, f"block_{resolution}_conv_1")(y))
+        return downsample_average(y)
 
     def _conv(self, width: int, name: str) -> EqualizedConv:
         return EqualizedConv(width, dtype=self.dtype, name=name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,6 +15,7 @@ from jax_noisy_anogan.networks.layers import (
     add_bias,
     at_least_float32,
     crossfade,
+    in_parts,
     leaky_relu,
     pixel_norm,
     upsample_nearest,
@@ -34,6 +37,9 @@ class Generator(nn.Module):
       channels: 1 (grey) or 3 (RGB).
       fmap_base, fmap_max: widths, see `channels_at`.
       dtype: of convolutions and dense products.
+      rematerialize: compute every block again for the backward pass instead of keeping what lies
+        inside it.
+      microbatch: images that pass through at once, see `in_parts`; 0 means all.
     """
 
     resolution: int
@@ -42,6 +48,8 @@ class Generator(nn.Module):
     fmap_base: int = 8192
     fmap_max: int = 512
     dtype: jnp.dtype = jnp.float32
+    rematerialize: bool = False
+    microbatch: int = 0
 
     @nn.compact
     def __call__(
@@ -56,6 +64,13 @@ class Generator(nn.Module):
         Returns:
           Images, float32, linear output: real images lie in [-1, 1], drawn ones may exceed it.
         """
+
+        def draw(self: Generator, z: Array) -> Array:
+            return self._draw(z, alpha)
+
+        return in_parts(draw, self, z, self.microbatch)
+
+    def _draw(self, z: Array, alpha: Array | float) -> Array:
         width = channels_at(4, self.fmap_base, self.fmap_max)
         x = EqualizedDense(
             16 * width, gain=HE_GAIN / 4, use_bias=False, dtype=self.dtype, name="block_4_dense"
@@ -69,17 +84,22 @@ class Generator(nn.Module):
         previous, resolution = x, 4
         while resolution < self.resolution:
             previous, resolution = x, 2 * resolution
-            width = channels_at(resolution, self.fmap_base, self.fmap_max)
-            x = upsample_nearest(x)
-            for index in range(2):
-                x = self._conv(width, f"block_{resolution}_conv_{index}")(x)
-                x = pixel_norm(leaky_relu(x))
+            block = functools.partial(Generator._block, resolution=resolution)
+            x = (nn.remat(block) if self.rematerialize else block)(self, x)
 
         image = self._to_rgb(resolution)(x)
         if self.fading:
             old = upsample_nearest(self._to_rgb(resolution // 2)(previous))
             image = crossfade(old, image, alpha)
         return at_least_float32(image)
+
+    def _block(self, x: Array, resolution: int) -> Array:
+        width = channels_at(resolution, self.fmap_base, self.fmap_max)
+        x = upsample_nearest(x)
+        for index in range(2):
+            x = self._conv(width, f"block_{resolution}_conv_{index}")(x)
+            x = pixel_norm(leaky_relu(x))
+        return x
 
     def _conv(self, width: int, name: str) -> EqualizedConv:
         return EqualizedConv(width, dtype=self.dtype, name=name)

@@ -6,6 +6,9 @@ outputs are float32; only convolutions and dense products run in a module's `dty
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -219,6 +222,35 @@ def minibatch_stddev(x: Images, group_size: int) -> Float[Array, " batch"]:
     y = at_least_float32(x).reshape(batch // group, group, *x.shape[1:])
     deviation = jnp.sqrt(jnp.var(y, axis=1) + NORM_EPSILON)
     return jnp.repeat(deviation.mean(axis=(1, 2, 3)), group)
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------
+
+
+def in_parts(
+    apply: Callable[[nn.Module, Array], Any], module: nn.Module, x: Array, size: int
+) -> Any:
+    """`apply(module, x)` for at most `size` images at once; 0 takes all of them.
+
+    Nothing but the results outlives a part: the backward pass computes it again and adds up the
+    parameters' gradients, which is what accumulating gradients means. `apply` has to treat every
+    image on its own; then the result is that of the whole but for the order of sums.
+    """
+    if not size or x.shape[0] <= size:
+        return apply(module, x)
+    images = _largest_divisor(x.shape[0], size)
+    parts = x.reshape(-1, images, *x.shape[1:])
+    # A loop keeps the second pass apart from the first by itself: no barrier is needed.
+    again = nn.remat(apply, prevent_cse=False)
+    loop = nn.scan(
+        lambda module, _, part: (None, again(module, part)),
+        variable_broadcast="params",
+        split_rngs={"params": False},
+    )
+    _, results = loop(module, None, parts)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
 
 
 # ---------------------------------------------------------------------------------------------
