@@ -36,6 +36,8 @@ PRIORS = ("uniform", "normal")
 THRESHOLD_RULES = ("best_f1", "youden", "quantile")
 SEARCH_OPTIMIZERS = ("adam", "sgd", "rmsprop", "adamax", "lion", "lbfgs")
 REDUCTIONS = ("sum", "mean")
+SCHEDULES = ("constant", "cosine")
+STARTS = ("prior", "bank", "encoder")
 MAPS = ("difference", "evidence")
 
 
@@ -56,6 +58,9 @@ class DataConfig:
       layout: of an image folder: "auto", "mvtec", "plain" or "magnetic_tile".
       on_bad_image: "raise" at the first unusable file, or "skip" and list it in the report.
       max_image_pixels: larger files are refused before they are decoded.
+      pixel_mean, pixel_std: networks see (pixel / 255 - pixel_mean) / pixel_std; the defaults give
+        the paper's [-1, 1]. Textures of faint contrast need their own, which
+        `python -m jax_noisy_anogan.describe` prints.
       tile_image_resolution: for tiled models, the images' own resolution, of which training shows
         random crops of the model's size; 0 trains on whole images.
       digit: the normal class of MNIST.
@@ -95,6 +100,8 @@ class DataConfig:
     layout: str = "auto"
     on_bad_image: str = "raise"
     max_image_pixels: int = 100_000_000
+    pixel_mean: float = 0.5
+    pixel_std: float = 0.5
     tile_image_resolution: int = 0
     digit: int = 0
     split_seed: int = 0
@@ -140,10 +147,17 @@ class NetworkConfig:
 
 @dataclass
 class GrowthConfig:
-    """Progressive growing, in images shown to the discriminator.
+    """Progressive growing, in images shown to the discriminator, and the memory that it takes.
 
     `minibatch` maps a resolution (written as text, as in JSON) to the global minibatch;
     resolutions that are not named take `minibatch_default`.
+
+    Attributes:
+      microbatch: accumulates gradients: maps a resolution to the images of a device's minibatch that
+        pass through a network at once, for a third more arithmetic; resolutions that are not named
+        take all of them. The update is the same.
+      rematerialize_from: networks of this resolution and above compute each block again in the
+        backward pass (of training and of the search) instead of keeping it; 0 never does.
     """
 
     start_resolution: int = 4
@@ -153,6 +167,8 @@ class GrowthConfig:
     final_images: int = 600_000
     minibatch_default: int = 16
     minibatch: dict[str, int] = field(default_factory=lambda: {"256": 16, "512": 8, "1024": 4})
+    microbatch: dict[str, int] = field(default_factory=dict)
+    rematerialize_from: int = 0
 
 
 @dataclass
@@ -189,11 +205,25 @@ class OptimConfig:
 
 @dataclass
 class SearchConfig:
-    """Latent search, Algorithm 1 of the paper (lambda = 0.1, n = 500)."""
+    """Latent search, Algorithm 1 of the paper (lambda = 0.1, n = 500), and shortcuts to its end.
+
+    Attributes:
+      learning_rate: of the first step; `schedule` says what becomes of it: "constant" (the paper),
+        or "cosine", which decays to 0 at the last step, for short searches.
+      start: where an image's search begins: "prior" (a latent of p_z, the same for every image, as
+        in the paper), "bank" (the nearest of `bank_images` drawn images) or "encoder" (what a
+        network says that is trained after the GAN on `encoder_images` images, half of them drawn,
+        half normal training images). Further restarts begin at the next ones of the bank, or at
+        latents of p_z.
+    """
 
     steps: int = 500
     optimizer: str = "adam"
     learning_rate: float = 0.1
+    schedule: str = "constant"
+    start: str = "prior"
+    bank_images: int = 4096
+    encoder_images: int = 100_000
     restarts: int = 1
     feature_weight: float = 0.1
     feature_resolution: int = 4
@@ -415,6 +445,10 @@ def _validate_data(data: DataConfig) -> None:
         value = getattr(data, name)
         if not 0.0 <= value < 1.0:
             _fail(f"data.{name}", value, "from 0 to below 1")
+    if not 0.0 <= data.pixel_mean <= 1.0:
+        _fail("data.pixel_mean", data.pixel_mean, "from 0 to 1")
+    if not 0.001 <= data.pixel_std <= 1.0:
+        _fail("data.pixel_std", data.pixel_std, "from 0.001 to 1")
     if not 0.0 <= data.brightness <= 1.0:
         _fail("data.brightness", data.brightness, "from 0 to 1")
     if data.known_abnormal_count and data.known_abnormal_ratio:
@@ -474,10 +508,13 @@ def _validate_growth(config: Config) -> None:
     for name in ("stable_images", "fade_images", "final_images", "minibatch_default"):
         _at_least(f"growth.{name}", getattr(growth, name), 1)
     valid = {str(2**k) for k in range(2, 11)}
-    for key, value in growth.minibatch.items():
-        if key not in valid:
-            _fail("growth.minibatch", key, "resolutions from 4 to 1024 as keys")
-        _at_least(f"growth.minibatch[{key}]", value, 1)
+    for name in ("minibatch", "microbatch"):
+        for key, value in getattr(growth, name).items():
+            if key not in valid:
+                _fail(f"growth.{name}", key, "resolutions from 4 to 1024 as keys")
+            _at_least(f"growth.{name}[{key}]", value, 1)
+    if growth.rematerialize_from:
+        _power_of_two("growth.rematerialize_from", growth.rematerialize_from, 4, 1024)
     resolution = growth.start_resolution
     while resolution <= growth.resolution:
         batch, group = minibatch_at(growth, resolution), config.network.stddev_group
@@ -523,7 +560,13 @@ def _validate_search(config: Config) -> None:
     _at_least("search.steps", search.steps, 0)
     _one_of("search.optimizer", search.optimizer, SEARCH_OPTIMIZERS)
     _between("search.learning_rate", search.learning_rate, 0.0, 100.0)
+    _one_of("search.schedule", search.schedule, SCHEDULES)
+    if search.schedule != "constant" and search.optimizer == "lbfgs":
+        _fail("search.schedule", search.schedule, "constant with lbfgs, which has no step rate")
     _at_least("search.restarts", search.restarts, 1)
+    _one_of("search.start", search.start, STARTS)
+    _at_least("search.bank_images", search.bank_images, search.restarts)
+    _at_least("search.encoder_images", search.encoder_images, 1)
     _at_least("search.batch_size", search.batch_size, 1)
     if not 0.0 <= search.feature_weight <= 1.0:
         _fail("search.feature_weight", search.feature_weight, "from 0 to 1 (lambda of Eq. 4)")

@@ -26,7 +26,7 @@ def describe(config: Config, sheet: Path | None = None) -> None:
     split = make_split(dataset, config.data)
     console = Console()
     console.print(summary.table_1(dataset))
-    console.print(summary.properties(dataset))
+    console.print(summary.properties(dataset, split))
     console.print(summary.split_counts(dataset, split))
     if dataset.left_out:
         report = dataset.write_report()

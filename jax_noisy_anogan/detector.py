@@ -24,7 +24,7 @@ from jax_noisy_anogan.data.records import image_resolution
 from jax_noisy_anogan.evaluation import LOCAL, load_maps
 from jax_noisy_anogan.localization import Box, MapCalibration, calibrated_map, largest_region
 from jax_noisy_anogan.model import load_model
-from jax_noisy_anogan.scoring import ImageResult, Model, Scorer
+from jax_noisy_anogan.scoring import ImageResult, Model, Scorer, with_guide
 
 Image = UInt8[np.ndarray, "height width channels"]
 
@@ -77,8 +77,8 @@ class Detector:
         self.config, self.calibration = config, calibration
         self.map_threshold = calibration.thresholds[LOCAL].quantile
         self._maps = maps
-        self._model, self._mesh = model, mesh
-        self._scorers: dict[int | None, Scorer] = {None: Scorer(model, config, mesh)}
+        self._model, self._mesh = with_guide(model, config), mesh
+        self._scorers: dict[int | None, Scorer] = {None: Scorer(self._model, config, mesh)}
 
     @property
     def resolution(self) -> int:

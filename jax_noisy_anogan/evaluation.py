@@ -211,7 +211,7 @@ class _HeldOut:
             config.score.tile_overlap,
             {name: split.part(name).tolist() for name in PARTS},
             dataset.path.name,
-            checksum((scorer.model.params, scorer.model.reference)),
+            checksum(scorer.model[1:]),
         )
         self.folder = workdir / "evaluation" / f"latents-{stamp}"
 

@@ -55,7 +55,7 @@ from jax_noisy_anogan.localization import (
     tile_positions,
 )
 from jax_noisy_anogan.model import load_model
-from jax_noisy_anogan.scoring import Model, make_functions
+from jax_noisy_anogan.scoring import Model, make_functions, with_guide
 from jax_noisy_anogan.workdir import write_text
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -205,7 +205,7 @@ def _find_tile(model: Model, config: Config) -> _FindOne:
     """Search and measurement of a single tile, parameters bound as constants of the program."""
     quiet = dataclasses.replace(config.search, record_curve=False)
     search, measure = make_functions(model.networks, dataclasses.replace(config, search=quiet))
-    constants = jax.tree.map(np.asarray, (model.params, model.reference))
+    constants = jax.tree.map(np.asarray, with_guide(model, config)[1:])
 
     def find_tile(tile: UInt8[Array, "h w c"]) -> _Measured:
         # Behind a barrier they are to XLA what they are to `Scorer`, values that are not known:

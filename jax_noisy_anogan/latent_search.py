@@ -2,7 +2,8 @@
 
 One image's search is an optax loop inside `lax.scan`; `search_latents` maps it over many images at
 once with `jax.vmap`. Nothing couples the images: each has its own optimiser state, starts from the
-same latents as every other, and D judges it with a stored value of the minibatch statistic.
+same latents as every other or from what it alone decides, and D judges it with a stored value of
+the minibatch statistic.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jax_noisy_anogan.networks import project_to_hypersphere, sample_latents
 
 Image = Float[Array, "height width channels"]
 Latent = Float[Array, "latent"]
+_THUMBNAIL_SIDE = 16
 
 
 class Judgement(NamedTuple):
@@ -56,12 +58,59 @@ class SearchResult(NamedTuple):
     curve: SearchTerms | None
 
 
+class Bank(NamedTuple):
+    """Drawn images whose latents are known, to begin searches at.
+
+    Attributes:
+      latents: on the hypersphere.
+      thumbnails: G of each, at most 16 x 16 pixels, flat.
+    """
+
+    latents: Float[Array, "count latent"]
+    thumbnails: Float[Array, "count pixels"]
+
+
 def make_optimizer(search: SearchConfig) -> optax.GradientTransformationExtraArgs:
     """The step rule named by the settings; any optax optimiser can be passed instead."""
     if search.optimizer == "lbfgs":
         return optax.lbfgs()
+    rate: optax.ScalarOrSchedule = search.learning_rate
+    if search.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(search.learning_rate, max(search.steps, 1))
     factory = getattr(optax, search.optimizer)
-    return optax.with_extra_args_support(factory(search.learning_rate))
+    return optax.with_extra_args_support(factory(rate))
+
+
+def draw_bank(
+    generate: Callable[[Latent], Image],
+    key: PRNGKeyArray,
+    *,
+    count: int,
+    prior: str,
+    latent_size: int,
+    batch_size: int,
+) -> Bank:
+    """Draw `count` images from p_z, `batch_size` at once."""
+    latents = sample_latents(key, prior, (count, latent_size))
+    thumbnails = lax.map(lambda z: _thumbnail(generate(z)), latents, batch_size=batch_size)
+    return Bank(latents, thumbnails)
+
+
+def nearest(bank: Bank, x: Image, count: int) -> Float[Array, "count latent"]:
+    """Latents of the bank's `count` images nearest to x by the squares of pixel differences.
+
+    Squares, unlike the differences of Eq. 2, are a matrix product for many images: 0.1 ms each
+    against 35 ms (4,096 images of 32 x 32, one core).
+    """
+    products = jnp.matmul(bank.thumbnails, _thumbnail(x), precision=lax.Precision.HIGHEST)
+    closeness = 2.0 * products - jnp.square(bank.thumbnails).sum(axis=1)
+    return bank.latents[lax.top_k(closeness, count)[1]]
+
+
+def _thumbnail(x: Image) -> Float[Array, " pixels"]:
+    height, width, channels = x.shape
+    size = height // min(height, _THUMBNAIL_SIDE)
+    return x.reshape(height // size, size, width // size, size, channels).mean((1, 3)).reshape(-1)
 
 
 def search_latents(
@@ -75,6 +124,7 @@ def search_latents(
     prior: str,
     latent_size: int,
     optimizer: optax.GradientTransformationExtraArgs | None = None,
+    guess: Callable[[Image], Float[Array, "guesses latent"]] | None = None,
 ) -> SearchResult:
     """Algorithm 1 for a batch of images.
 
@@ -88,6 +138,8 @@ def search_latents(
       gamma: weight in Eq. 24; the one of training.
       prior: p_z of the starting latents, `uniform` or `normal`.
       optimizer: replaces the step rule that `search` names.
+      guess: latents on the hypersphere, at most `search.restarts`, that an image's first restarts
+        begin at instead.
 
     Returns:
       For each image the best of all steps and restarts by Eq. 24.
@@ -97,6 +149,10 @@ def search_latents(
 
     def search_one(x: Image) -> SearchResult:
         judged = judge(x)
+        begin = starts
+        if guess is not None:
+            own = guess(x)
+            begin = jnp.concatenate([own, starts[len(own) :]])
 
         def terms_at(z: Latent) -> SearchTerms:
             drawn = generate(z)
@@ -114,7 +170,7 @@ def search_latents(
 
         found, totals, curves = jax.vmap(
             lambda start: _descend(terms_at, start, optimizer, search)
-        )(starts)
+        )(begin)
         best = jnp.argmin(totals)
         latent = found[best]
         curve = jax.tree.map(lambda leaf: leaf[best], curves)

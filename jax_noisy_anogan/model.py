@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan import parallel, trainer
+from jax_noisy_anogan import encoder, parallel, trainer
 from jax_noisy_anogan.checkpoint import CheckpointError, Checkpoints
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.growth import make_schedule
@@ -14,7 +14,7 @@ from jax_noisy_anogan.train_step import TrainState
 
 
 def load_model(workdir: Path, config: Config | None = None) -> Model:
-    """The model of a finished run.
+    """The model of a finished run, with its encoder where `search.start` asks for it.
 
     Args:
       config: of the run; read from `workdir` by default.
@@ -39,7 +39,7 @@ def load_model(workdir: Path, config: Config | None = None) -> Model:
             f"{workdir} is trained to step {restored.position.step} of {schedule.total_steps}: run "
             "its training command again to finish it"
         )
-    return model_of(config, restored.state)
+    return encoder.load(config, workdir, model_of(config, restored.state))
 
 
 def model_of(config: Config, state: TrainState) -> Model:

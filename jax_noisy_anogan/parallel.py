@@ -195,8 +195,7 @@ def lost_process(error: Exception) -> LostProcessError:
     """What a failed exchange between processes means."""
     return LostProcessError(
         f"another process of this run has ended or cannot be reached ({_first_line(error)}): stop "
-        "the others and start all again with the same command, training goes on from its newest "
-        "checkpoint"
+        "the others and start all again with the same command, which goes on where it stopped"
     )
 
 

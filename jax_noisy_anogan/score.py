@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from jax_noisy_anogan import cli, detector, score_files
@@ -41,8 +40,6 @@ def main(arguments: list[str]) -> None:
         threshold=_THRESHOLD.value,
         heatmaps=_HEATMAPS.value,
         maps=_MAPS.value,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
     if summary is not None:
         print(summary)

@@ -19,12 +19,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from jax_noisy_anogan import pictures
+from jax_noisy_anogan import parallel, pictures
 from jax_noisy_anogan.data import DataError
 from jax_noisy_anogan.data.decode import SUFFIXES
 from jax_noisy_anogan.data.source import digest
@@ -119,58 +120,58 @@ def score_files(
     heatmaps: str = "none",
     maps: bool = False,
     progress: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> str | None:
     """Score files and write `scores.csv` and `scores.parquet` into `out`.
+
+    Of several processes each takes every so many-th file; the first one merges.
 
     Args:
       threshold: a probability that replaces the run's threshold.
       heatmaps: "none", "abnormal" or "all": which images get an overlay in `out/heatmaps`.
       maps: also write every map into `out/maps`.
-      process_index, process_count: this process takes every so many-th file; the first one merges.
 
     Returns:
       One line that says what was found; None in every process but the first.
 
     Raises:
       WorkdirError: `out` is in use, cannot be written, or holds results of other settings.
+      LostProcessError: another process has ended.
       OSError: the disk is full; what was finished is kept, and the same command goes on with it.
     """
-    with contextlib.ExitStack() as stack:
-        if process_index == 0:
-            stack.enter_context(_held(out))
+    index = jax.process_index()
+    mine = files[index :: jax.process_count()]
+    with contextlib.ExitStack() as held:
+
+        def open_out() -> None:
+            held.enter_context(_held(out))
             _settle(out, detector, threshold, heatmaps, maps)
-        for wanted, folder in ((heatmaps != "none", "heatmaps"), (maps, "maps")):
-            if wanted:
-                (out / folder).mkdir(parents=True, exist_ok=True)
-        rows = stack.enter_context(contextlib.closing(_Rows(out, process_index)))
-        mine = files[process_index::process_count]
-        missing = [file for file in mine if file.name not in rows.done]
-        line = stack.enter_context(
-            ProgressLine(
+            for wanted, folder in ((heatmaps != "none", "heatmaps"), (maps, "maps")):
+                if wanted:
+                    (out / folder).mkdir(exist_ok=True)
+
+        # No process writes a row before the folder is known to be this command's.
+        parallel.on_first_process(open_out)
+        with contextlib.closing(_Rows(out, index)) as rows:
+            missing = [file for file in mine if file.name not in rows.done]
+            with ProgressLine(
                 "score",
                 total=len(mine),
                 done=len(mine) - len(missing),
                 unit="images",
-                show=progress and process_index == 0,
-            )
-        )
-        _score_missing(
-            detector,
-            missing,
-            rows,
-            out,
-            threshold=threshold,
-            pictures_of=_PicturesOf(heatmaps, maps, max(detector.map_threshold, 1.0)),
-            count=len(mine),
-            line=line,
-        )
-        if process_count > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("all processes have scored their files")
-        return _write_tables(out, files) if process_index == 0 else None
+                show=progress and index == 0,
+            ) as line:
+                _score_missing(
+                    detector,
+                    missing,
+                    rows,
+                    out,
+                    threshold=threshold,
+                    pictures_of=_PicturesOf(heatmaps, maps, max(detector.map_threshold, 1.0)),
+                    count=len(mine),
+                    line=line,
+                )
+        parallel.any_process(False)  # the rows of all are written
+        return _write_tables(out, files) if index == 0 else None
 
 
 def _score_missing(

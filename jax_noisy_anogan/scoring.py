@@ -17,7 +17,13 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jax_noisy_anogan import parallel
 from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.latent_search import Judgement, search_latents
+from jax_noisy_anogan.latent_search import (
+    Bank,
+    Judgement,
+    draw_bank,
+    nearest,
+    search_latents,
+)
 from jax_noisy_anogan.localization import (
     blend_tiles,
     cut_tiles,
@@ -26,22 +32,34 @@ from jax_noisy_anogan.localization import (
     tile_positions,
 )
 from jax_noisy_anogan.losses import search_loss
-from jax_noisy_anogan.networks import NetworkParams, Networks
-from jax_noisy_anogan.train_step import Reference, to_byte_images, to_float_images
+from jax_noisy_anogan.networks import (
+    NetworkParams,
+    Networks,
+    Params,
+    project_to_hypersphere,
+)
+from jax_noisy_anogan.networks.encoder import Encoder
+from jax_noisy_anogan.train_step import PixelScale, Reference, to_byte_images, to_float_images
 
 Image = UInt8[np.ndarray, "height width channels"]
 
 # Terms of every image, each growing with abnormality; `local` needs a map calibration.
 TERMS = ("score", "residual", "feature", "penalty", "discriminator")
-_SEARCH_KEY = 4
+_SEARCH_KEY, _BANK_KEY = 4, 5
 
 
 class Model(NamedTuple):
-    """A trained pair of networks, ready to score; `params` are the averaged ones."""
+    """A trained pair of networks, ready to score; `params` are the averaged ones.
+
+    Attributes:
+      guide: what `search.start` begins at: a bank, an encoder's parameters, or nothing; see
+        `with_guide`.
+    """
 
     networks: Networks
     params: NetworkParams
     reference: Reference
+    guide: Bank | Params | None = None
 
 
 class ImageResult(NamedTuple):
@@ -98,12 +116,12 @@ class Scorer:
         batch_size: int | None = None,
     ):
         self.mesh = parallel.make_mesh(jax.local_devices()) if mesh is None else mesh
-        self.model, self.config = model, config
+        self.model, self.config = with_guide(model, config), config
         self.tile = model.networks.resolution
         self.overlap = round(self.tile * config.score.tile_overlap)
         wanted = config.search.batch_size if batch_size is None else batch_size
         self.batch_size = -(-wanted // self.mesh.size) * self.mesh.size
-        self._variables = parallel.replicate((model.params, model.reference), self.mesh)
+        self._variables = parallel.replicate(self.model[1:], self.mesh)
         everywhere = NamedSharding(self.mesh, parallel.REPLICATED)
         split = NamedSharding(self.mesh, parallel.SHARDED)
         search, measure = make_functions(model.networks, config)
@@ -207,47 +225,36 @@ def make_functions(
     """The two pure functions of scoring, for any batch of tiles of the model's resolution.
 
     Returns:
-      `search((params, reference), images) -> Searched` and
-      `measure((params, reference), images, latents) -> (drawn, maps, terms)`; images are uint8,
-      `drawn` too, `maps` a dictionary with `difference` and, where `score.map` asks for it,
-      `evidence`, `terms` one with the names of `TERMS`.
+      `search(variables, images) -> Searched` and
+      `measure(variables, images, latents) -> (drawn, maps, terms)`; `variables` are those of a
+      model, `model[1:]`, images are uint8, `drawn` too, `maps` a dictionary with `difference` and,
+      where `score.map` asks for it, `evidence`, `terms` one with the names of `TERMS`.
     """
     search, gamma = config.search, config.loss.gamma
-
-    def bound(variables: tuple[NetworkParams, Reference]) -> tuple[Callable, Callable]:
-        params, reference = variables
-        squash = _squash(config.loss.objective, reference)
-        stddev = reference.mean("stddev")
-
-        def generate(z: Float[Array, "latent"]) -> Float[Array, "h w c"]:
-            return networks.generate(params.generator, z[None])[0]
-
-        def judge(x: Float[Array, "h w c"]) -> Judgement:
-            out = networks.discriminate(params.discriminator, x[None], stddev=stddev)
-            logit = out.logits[0]
-            return Judgement(squash(logit), logit, out.features[search.feature_resolution][0])
-
-        return generate, judge
+    pixels = pixel_scale(config)
 
     def search_images(variables, images):
-        generate, judge = bound(variables)
+        params, reference, guide = variables
+        generate, judge = bind(networks, params, reference, config)
         found: Any = search_latents(
             generate,
             judge,
-            to_float_images(images),
+            to_float_images(images, pixels),
             jax.random.fold_in(jax.random.key(config.train.seed), _SEARCH_KEY),
             search=search,
             gamma=gamma,
             prior=config.network.prior,
             latent_size=networks.latent_size,
+            guess=_guess(config, guide),
         )
         return Searched(found.latent, None if found.curve is None else found.curve.total)
 
     def measure_images(variables, images, latents):
-        generate, judge = bound(variables)
+        params, reference, _ = variables
+        generate, judge = bind(networks, params, reference, config)
 
         def measure_one(image, z):
-            x = to_float_images(image)
+            x = to_float_images(image, pixels)
             drawn = generate(z)
             judged, judged_drawn = judge(x), judge(drawn)
             found = search_loss(
@@ -262,14 +269,90 @@ def make_functions(
             )
             values = (found.total, found.residual, found.feature, found.penalty, -judged.logit)
             terms = dict(zip(TERMS, values, strict=True))
-            maps = {"difference": pixel_difference(x, drawn)}
+            # In the units of [-1, 1], whatever the networks are shown.
+            maps = {"difference": pixel_difference(x, drawn) * (pixels.std / 0.5)}
             if config.score.map == "evidence":
                 maps["evidence"] = evidence(lambda image: judge(image).logit, x, drawn)
-            return to_byte_images(drawn), maps, terms
+            return to_byte_images(drawn, pixels), maps, terms
 
         return jax.vmap(measure_one)(images, latents)
 
     return search_images, measure_images
+
+
+def bind(
+    networks: Networks, params: NetworkParams, reference: Reference, config: Config
+) -> tuple[Callable[[Array], Array], Callable[[Array], Judgement]]:
+    """G of one latent, and what D says of one image, as the search sees them."""
+    squash = _squash(config.loss.objective, reference)
+    stddev, resolution = reference.mean("stddev"), config.search.feature_resolution
+
+    def generate(z: Float[Array, "latent"]) -> Float[Array, "h w c"]:
+        return networks.generate(params.generator, z[None])[0]
+
+    def judge(x: Float[Array, "h w c"]) -> Judgement:
+        out = networks.discriminate(params.discriminator, x[None], stddev=stddev)
+        logit = out.logits[0]
+        return Judgement(squash(logit), logit, out.features[resolution][0])
+
+    return generate, judge
+
+
+def with_guide(model: Model, config: Config) -> Model:
+    """The model with what its search begins at: draws the bank where `search.start` asks for one.
+
+    Raises:
+      ConfigError: an encoder is asked for, and the model has none.
+    """
+    search, (networks, params, reference, guide) = config.search, model
+    if search.start == "prior":
+        return model._replace(guide=None)
+    if search.start == "encoder":
+        if guide is None or isinstance(guide, Bank):
+            raise ConfigError(
+                "config.search.start is 'encoder', and this run has no encoder of its networks and "
+                "settings: run `python -m jax_noisy_anogan.evaluate --workdir DIR --set "
+                "search.start=encoder`, which trains it"
+            )
+        return model
+    if isinstance(guide, Bank) and len(guide.latents) == search.bank_images:
+        return model
+
+    @jax.jit
+    def draw(params: NetworkParams) -> Bank:
+        return draw_bank(
+            bind(networks, params, reference, config)[0],
+            jax.random.fold_in(jax.random.key(config.train.seed), _BANK_KEY),
+            count=search.bank_images,
+            prior=config.network.prior,
+            latent_size=networks.latent_size,
+            batch_size=search.batch_size,
+        )
+
+    return model._replace(guide=draw(params))
+
+
+def pixel_scale(config: Config) -> PixelScale:
+    """How pixels enter the networks of a run."""
+    return PixelScale(config.data.pixel_mean, config.data.pixel_std)
+
+
+def make_encoder(config: Config) -> Encoder:
+    """The encoder of a run's networks, without parameters."""
+    network = config.network
+    return Encoder(
+        network.latent_size, network.fmap_base, network.fmap_max, jnp.dtype(network.compute_dtype)
+    )
+
+
+def _guess(config: Config, guide: Any) -> Callable[[Array], Float[Array, "guesses latent"]] | None:
+    """The latents of an image that its search begins at, as `search.start` says."""
+    if config.search.start == "bank":
+        return lambda x: nearest(guide, x, config.search.restarts)
+    if config.search.start == "encoder":
+        encoder = make_encoder(config)
+        return lambda x: project_to_hypersphere(encoder.apply({"params": guide}, x[None]))
+    return None
 
 
 def _squash(objective: str, reference: Reference) -> Callable[[Array], Array]:

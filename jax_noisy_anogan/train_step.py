@@ -8,6 +8,7 @@ neighbours, and gradients are averaged over the axis.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -66,14 +67,33 @@ class TrainState(flax.struct.PyTreeNode):
     reference: Reference
 
 
-def to_float_images(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Pixels 0..255 to [-1, 1]."""
-    return images.astype(jnp.float32) * (2.0 / 255.0) - 1.0
+class PixelScale(NamedTuple):
+    """How pixels enter the networks: (pixel / 255 - mean) / std; [-1, 1] with `PAPER_SCALE`.
+
+    Faint textures need their own: at a small contrast R1 keeps D from telling real from drawn
+    images, and G settles on a single one.
+    """
+
+    mean: float
+    std: float
 
 
-def to_byte_images(images: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
-    """[-1, 1] to pixels 0..255; values beyond are clipped."""
-    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+PAPER_SCALE = PixelScale(0.5, 0.5)
+
+
+def to_float_images(
+    images: UInt8[Array, "*shape"], pixels: PixelScale = PAPER_SCALE
+) -> Float[Array, "*shape"]:
+    """Pixels 0..255 to what the networks see."""
+    return images.astype(jnp.float32) * (1.0 / (255.0 * pixels.std)) - pixels.mean / pixels.std
+
+
+def to_byte_images(
+    images: Float[Array, "*shape"], pixels: PixelScale = PAPER_SCALE
+) -> UInt8[Array, "*shape"]:
+    """The inverse of `to_float_images`, rounded; values beyond 0..255 are clipped."""
+    values = (images + pixels.mean / pixels.std) * (255.0 * pixels.std)
+    return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
 
 
 def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
@@ -126,6 +146,7 @@ def make_train_step(
     loss: LossConfig,
     prior: str,
     ema_decay: float,
+    pixels: PixelScale = PAPER_SCALE,
     axis_name: str | None = None,
 ) -> Callable[
     [TrainState, ByteImages, ByteImages | None, Float[Array, ""], PRNGKeyArray],
@@ -136,6 +157,7 @@ def make_train_step(
     Args:
       loss: the objective; with gamma = 1 pass `abnormal=None`.
       ema_decay: weight of the past in the parameter average, per update.
+      pixels: how images enter the networks.
       axis_name: the mapped axis to average over; None outside `data_parallel` and `jax.pmap`.
 
     Returns:
@@ -236,8 +258,8 @@ def make_train_step(
         )(keys)
         mix = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
 
-        real = to_float_images(real)
-        abnormal = None if abnormal is None else to_float_images(abnormal)
+        real = to_float_images(real, pixels)
+        abnormal = None if abnormal is None else to_float_images(abnormal, pixels)
         if networks.generator.fading:
             real = fade_real_images(real, alpha)
             abnormal = None if abnormal is None else fade_real_images(abnormal, alpha)

@@ -34,6 +34,7 @@ from jax_noisy_anogan.growth import Phase, Schedule, alpha_in, make_schedule
 from jax_noisy_anogan.logs import MetricWriter, ProgressLine
 from jax_noisy_anogan.networks import Networks, build_networks, sample_latents
 from jax_noisy_anogan.train_step import (
+    PixelScale,
     TrainState,
     ema_decay_for,
     grow_state,
@@ -105,7 +106,7 @@ def train(
 
 def networks_of(config: Config, phase: Phase) -> Networks:
     """The networks that train in `phase`."""
-    network = config.network
+    network, growth = config.network, config.growth
     return build_networks(
         resolution=phase.resolution,
         fading=phase.fading,
@@ -115,6 +116,8 @@ def networks_of(config: Config, phase: Phase) -> Networks:
         latent_size=network.latent_size,
         stddev_group=network.stddev_group,
         compute_dtype=network.compute_dtype,
+        rematerialize=0 < growth.rematerialize_from <= phase.resolution,
+        microbatch=growth.microbatch.get(str(phase.resolution), 0),
     )
 
 
@@ -302,7 +305,8 @@ class _Run:
             (self.config.train.sample_images, self.config.network.latent_size),
         )
         params = parallel.local_copy(state.average.generator)
-        drawn = np.asarray(to_byte_images(jax.jit(networks.generate)(params, z)))
+        pixels = PixelScale(self.config.data.pixel_mean, self.config.data.pixel_std)
+        drawn = np.asarray(to_byte_images(jax.jit(networks.generate)(params, z), pixels))
         kind = "fade" if phase.fading else "stable"
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
@@ -329,6 +333,7 @@ def compile_step(
         loss=config.loss,
         prior=config.network.prior,
         ema_decay=ema_decay_for(config.optim.ema_half_life_images, phase.minibatch),
+        pixels=PixelScale(config.data.pixel_mean, config.data.pixel_std),
         axis_name=parallel.AXIS,
     )
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_noisy_anogan.config import Config, GrowthConfig, LossConfig, ScoreConfig, SearchConfig
+from jax_noisy_anogan.config import (
+    Config,
+    DataConfig,
+    GrowthConfig,
+    LossConfig,
+    ScoreConfig,
+    SearchConfig,
+)
 from jax_noisy_anogan.localization import evidence
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.parallel import make_mesh
@@ -97,6 +104,20 @@ def test_terms_are_equations_2_to_4_24_and_25_at_the_latent_that_was_found(model
         )
         bytes_drawn = np.clip(np.rint((drawn[0] + 1) * 127.5), 0, 255)
         assert np.abs(result.drawn.astype(int) - bytes_drawn).max() <= 1
+
+
+def test_terms_are_those_of_the_scaled_pixels_and_differences_those_of_the_image(model):
+    # (b / 255 - 1/4) / (1/4) = (2 b / 255 - 1/2) / (1/2)
+    half = [image // 2 for image in IMAGES]
+    config = dataclasses.replace(CONFIG, data=DataConfig(pixel_mean=0.25, pixel_std=0.25))
+    _, scaled = _score(Scorer(model, config), half)
+    _, plain = _score(Scorer(model, CONFIG), [2 * image for image in half])
+    for ours, theirs in zip(scaled, plain, strict=True):
+        for name in TERMS:
+            np.testing.assert_allclose(ours.terms[name], theirs.terms[name], rtol=RTOL, atol=1e-5)
+        np.testing.assert_allclose(2 * ours.difference, theirs.difference, rtol=RTOL, atol=1e-5)
+        drawn = np.minimum(2.0 * ours.drawn, 255)
+        assert np.abs(drawn - theirs.drawn).max() <= 1
 
 
 def test_evidence_is_measured_where_it_is_asked_for(model, whole):

@@ -29,6 +29,7 @@ from jax_noisy_anogan.parallel import (
     shard,
 )
 from jax_noisy_anogan.train_step import (
+    PixelScale,
     init_state,
     make_optimizer,
     make_train_step,
@@ -416,3 +417,30 @@ def test_bytes_and_floats_are_two_names_of_every_pixel_value():
     np.testing.assert_allclose(floats, values / 127.5 - 1.0, atol=1e-6)
     np.testing.assert_array_equal(to_byte_images(floats), values)
     np.testing.assert_array_equal(to_byte_images(jnp.array([-3.0, 1.7])), [0, 255])
+
+
+def test_standardised_pixels_have_the_mean_and_deviation_of_the_formula():
+    values = np.arange(256, dtype=np.uint8)
+    pixels = PixelScale(0.3, 0.1)
+    floats = np.asarray(to_float_images(values, pixels))
+    np.testing.assert_allclose(floats, (values / 255 - 0.3) / 0.1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(to_byte_images(floats, pixels), values)
+
+
+def test_an_update_sees_images_through_their_scale():
+    # (b / 255 - 1/4) / (1/4) = (2 b / 255 - 1/2) / (1/2)
+    loss, alpha = LossConfig(gamma=0.4), jnp.float32(0.3)
+    networks, start = _networks(fading=True), _start(fading=True)
+    real, abnormal = REAL // 2, ABNORMAL // 2
+    plain = _make(networks, loss)
+    scaled = make_train_step(
+        networks,
+        SGD,
+        loss=loss,
+        prior="uniform",
+        ema_decay=DECAY,
+        pixels=PixelScale(0.25, 0.25),
+    )
+    want, _ = jax.jit(plain)(start, 2 * real, 2 * abnormal, alpha, KEY)
+    got, _ = jax.jit(scaled)(start, real, abnormal, alpha, KEY)
+    assert_same_update(start, got, want)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw
 from rich.table import Table
 
@@ -44,7 +44,7 @@ def table_1(dataset: Dataset) -> Table:
     return table
 
 
-def properties(dataset: Dataset) -> Table:
+def properties(dataset: Dataset, split: Split) -> Table:
     """Sizes, pixel formats, official parts, masks."""
     table = Table("property", "value", title=dataset.name)
     width, height = dataset.sizes.T
@@ -59,9 +59,19 @@ def properties(dataset: Dataset) -> Table:
         rows, columns = dataset.cells.shape[1:]
         table.add_row("cells", f"{rows} x {columns}, labelled in {labelled.sum():,} images")
     table.add_row("prepared at", ", ".join(map(str, dataset.resolutions)))
+    mean, std = pixel_statistics(dataset, split.train_normal)
+    scale = f"data.pixel_mean={mean:.3f} data.pixel_std={std:.3f}"
+    table.add_row("normal training pixels", scale)
     table.add_row("left out", f"{len(dataset.left_out):,}")
     table.add_row("records", str(dataset.path))
     return table
+
+
+def pixel_statistics(dataset: Dataset, indices: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """Mean and standard deviation of up to 256 of the images, as shares of the full range."""
+    chosen = indices[np.linspace(0, len(indices) - 1, min(len(indices), 256)).astype(int)]
+    pixels = dataset.images(chosen, dataset.resolution)
+    return float(pixels.mean()) / 255.0, float(pixels.std()) / 255.0
 
 
 def split_counts(dataset: Dataset, split: Split) -> Table:
