@@ -1,7 +1,9 @@
-"""Two processes of two devices each, on the loopback interface, against one of four."""
+"""Two processes of two devices each, on the loopback interface, against one."""
 
+import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +12,9 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from jax_noisy_anogan.scoring import TERMS
 
 # Sums over devices are ordered otherwise: rounding of float32, for values up to 4.
 TOLERANCE = 2e-6
@@ -74,6 +79,23 @@ cli.run(lambda _: experiment.run(config, folder, progress=False))
 '''
 
 
+# A command that says how many images it searches.
+COUNTED = """
+import runpy, sys
+from jax_noisy_anogan import scoring
+
+def counted(self, images):
+    def seen():
+        for image in images:
+            print("searched", flush=True)
+            yield image
+    return search(self, seen())
+
+search, scoring.Scorer.search = scoring.Scorer.search, counted
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
 def _free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -83,6 +105,10 @@ def _free_port():
 def _start(folder, processes, devices, action="train"):
     script = folder.parent / "train.py"
     script.write_text(SCRIPT)
+    return _start_command([str(script), str(folder), action], processes, devices)
+
+
+def _start_command(command, processes, devices):
     port, started = _free_port(), []
     for index in range(processes):
         flags = (
@@ -96,7 +122,7 @@ def _start(folder, processes, devices, action="train"):
         )
         started.append(
             subprocess.Popen(
-                [sys.executable, str(script), str(folder), action, *flags],
+                [sys.executable, *command, *flags],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -154,6 +180,68 @@ def test_two_processes_train_score_stop_and_resume_as_one(alone, tmp_path):
     scores, expected = np.load(folder / "scores.npy"), np.load(alone / "scores.npy")
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
     assert (folder / "split.json").read_text() == (alone / "split.json").read_text()
+
+
+def _rows(folder):
+    with open(folder / "scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _assert_same_scores(ours, theirs, names):
+    for a, b in zip(ours, theirs, strict=True):
+        assert [a[name] for name in names] == [b[name] for name in names]
+        for name in (*TERMS, "local"):
+            if b[name]:
+                assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-4, abs=1e-6)
+
+
+def _command(processes, module, *arguments):
+    """Exit codes, outputs and errors of a command in processes of two devices each."""
+    command = ["-c", COUNTED, f"jax_noisy_anogan.{module}", *map(str, arguments)]
+    told = _finish(started := _start_command(command, processes, 2))
+    return [process.returncode for process in started], *zip(*told, strict=True)
+
+
+def test_two_processes_evaluate_as_one(finished_run, tmp_path):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for count, run in enumerate(runs, 1):
+        without = shutil.ignore_patterns("evaluation", "*.csv", "*.html")
+        shutil.copytree(finished_run[1], run, ignore=without)
+        codes, printed, errors = _command(count, "evaluate", f"--workdir={run}")
+        assert codes == [0] * count, errors
+        searched = [text.count("searched") for text in printed]
+        assert min(searched) > 0
+        assert sum(searched) == len(_rows(run))
+        assert ["AUROC" in text for text in printed] == [True, False][:count]
+    one, two = (sorted(p.name for p in (run / "evaluation").glob("*/*")) for run in runs)
+    assert one == two
+    _assert_same_scores(*map(_rows, runs), ["id", "part", "is_abnormal", "decision"])
+
+
+def test_two_processes_score_as_one_and_refuse_as_one(finished_run, tmp_path):
+    images, outs = tmp_path / "images", [tmp_path / "one", tmp_path / "two"]
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(images / f"{number}.png")
+    (images / "bad.png").write_text("no image")
+    command = ["score", f"--workdir={finished_run[1]}", f"--images={images}"]
+    for count, out in enumerate(outs, 1):
+        codes, printed, errors = _command(count, *command, f"--out={out}")
+        assert codes == [0] * count, errors
+        assert [text.count("searched") for text in printed] == [[9], [5, 4]][count - 1]
+        assert ["10 files" in text for text in printed] == [True, False][:count]
+    _assert_same_scores(*map(_rows, outs), ["path", "decision", "error"])
+
+    # Rows of other settings get into the folder from neither process.
+    before = {path: path.read_bytes() for path in out.glob("rows-*")}
+    for number in range(2):
+        shutil.copy(images / "0.png", images / f"new{number}.png")
+    codes, _, errors = _command(2, *command, f"--out={out}", "--threshold=0.25")
+    assert codes == [2, 69], errors
+    assert "another run, search, threshold" in errors[0]
+    assert "because the first process did" in errors[1].strip().splitlines()[-1]
+    assert {path: path.read_bytes() for path in out.glob("rows-*")} == before
 
 
 def test_when_one_process_dies_the_other_stops_with_a_line(tmp_path):
