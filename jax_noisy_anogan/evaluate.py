@@ -16,7 +16,6 @@ from jax_noisy_anogan.data import load_dataset, make_split
 _WORKDIR = cli.define_workdir("Folder of a finished run")
 _SET = cli.define_changes()
 cli.define_processes()
-cli.define_processes()
 
 
 def main(arguments: list[str]) -> None:
