@@ -58,7 +58,14 @@ def a_detector(*, channels: int, tiled: bool) -> Detector:
         loss=config_lib.LossConfig(objective="wgan_gp" if tiled else "equation_18", penalty="gp"),
         # 11 x 11 tiles, 2 or 3 pixels apart.
         score=config_lib.ScoreConfig(tile_overlap=0.25, map="evidence" if tiled else "difference"),
-        search=config_lib.SearchConfig(steps=3, batch_size=11, record_curve=tiled),
+        search=config_lib.SearchConfig(
+            steps=3,
+            batch_size=11,
+            record_curve=tiled,
+            schedule="cosine" if tiled else "constant",
+            start="bank" if tiled else "prior",
+            bank_images=30,
+        ),
     )
     networks = build_networks(
         resolution=resolution,

@@ -10,7 +10,13 @@ import pytest
 from jax.sharding import NamedSharding
 
 from jax_noisy_anogan.config import SEARCH_OPTIMIZERS, SearchConfig
-from jax_noisy_anogan.latent_search import Judgement, make_optimizer, search_latents
+from jax_noisy_anogan.latent_search import (
+    Judgement,
+    draw_bank,
+    make_optimizer,
+    nearest,
+    search_latents,
+)
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.parallel import SHARDED, make_mesh
 
@@ -36,7 +42,7 @@ def _judge(x):
 def _search(images, *, steps=12, generate=_draw, judge=_judge, key=KEY, **changes):
     """One search; what `search_latents` takes beside the settings is picked out of `changes`."""
     prior, optimizer = changes.pop("prior", "uniform"), changes.pop("optimizer_object", None)
-    gamma = changes.pop("gamma", GAMMA)
+    gamma, guess = changes.pop("gamma", GAMMA), changes.pop("guess", None)
     settings = {"feature_weight": LAMBDA, "record_curve": True, **changes}
     run = functools.partial(
         search_latents,
@@ -47,6 +53,7 @@ def _search(images, *, steps=12, generate=_draw, judge=_judge, key=KEY, **change
         prior=prior,
         latent_size=LATENT,
         optimizer=optimizer,
+        guess=guess,
     )
     return jax.tree.map(np.asarray, jax.jit(run)(images, key))
 
@@ -76,8 +83,11 @@ def _starts(**changes):
     return np.unique(np.stack(seen), axis=0)
 
 
-def _loop(x, z, steps, rate=0.1):
-    """Algorithm 1 step by step, with Adam written out; the loss after every step."""
+def _loop(x, z, steps, rate=lambda t: 0.1):
+    """Algorithm 1 step by step, with Adam written out; the loss after every step.
+
+    `rate` is that of update t = 1, 2, ...
+    """
 
     def total(z):
         drawn = _draw(z)
@@ -96,7 +106,7 @@ def _loop(x, z, steps, rate=0.1):
         path.append(z)
         g = np.float64(g)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        z = z - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        z = z - rate(t) * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         z = z * np.sqrt(LATENT) / np.linalg.norm(z)
     return np.array(totals), np.stack(path)
 
@@ -146,6 +156,57 @@ def test_the_best_step_is_reported_and_a_shorter_run_is_the_beginning_of_a_longe
         running = found.curve.total[:, : steps + 1].min(axis=1)
         np.testing.assert_allclose(short.terms.total, running, rtol=1e-5)
     assert _search(IMAGES, record_curve=False).curve is None
+
+
+def test_the_cosine_schedule_halves_the_rate_at_half_time_and_ends_at_zero():
+    (start,) = _starts()
+    got = _search(IMAGES[:3], schedule="cosine", learning_rate=0.3)
+    for i in range(3):
+        totals, _ = _loop(IMAGES[i], start, 12, lambda t: 0.15 * (1 + np.cos(np.pi * (t - 1) / 12)))
+        np.testing.assert_allclose(got.curve.total[i], totals, rtol=1e-4)
+    assert _search(IMAGES[:1], steps=0, schedule="cosine").curve.total.shape == (1, 1)
+
+
+def test_guesses_take_the_place_of_the_first_restarts_and_an_empty_guess_changes_no_bit(found):
+    same = _search(IMAGES, guess=lambda x: jnp.zeros((0, LATENT)))
+    jax.tree.map(np.testing.assert_array_equal, same, found)
+    z = np.float32(np.random.default_rng(5).standard_normal((1, LATENT)))
+    z *= 4.0 / np.linalg.norm(z)
+    got = _search(IMAGES[:3], restarts=2, guess=lambda x: jnp.asarray(z))
+    second = _starts(restarts=2)
+    for i in range(3):
+        # The second restart keeps its own latent of the prior, whichever of the two that is.
+        curves = np.stack([_loop(IMAGES[i], begin, 12)[0] for begin in (z[0], *second)])
+        least = curves.min(axis=1)
+        assert any(
+            got.terms.total[i] == pytest.approx(min(least[0], o), rel=1e-4) for o in least[1:]
+        )
+
+
+@pytest.mark.parametrize(("side", "channels"), [(4, 1), (32, 3)])
+def test_the_bank_gives_the_nearest_drawn_images_by_brute_force(side, channels):
+    weight = np.float32(RNG.standard_normal((LATENT, side * side * channels)) / 4)
+
+    def generate(z):
+        return jnp.tanh(z @ weight).reshape(side, side, channels)
+
+    bank = draw_bank(generate, KEY, count=50, prior="uniform", latent_size=LATENT, batch_size=16)
+    np.testing.assert_allclose(np.linalg.norm(bank.latents, axis=1), 4.0, rtol=1e-5)
+    assert len(np.unique(bank.latents, axis=0)) == 50
+    factor = max(side // 16, 1)
+
+    def small(images):
+        shape = (-1, side // factor, factor, side // factor, factor, channels)
+        return np.float64(images).reshape(shape).mean(axis=(2, 4))
+
+    drawn = small(np.tanh(np.float64(bank.latents) @ np.float64(weight)))
+    for x in RNG.uniform(-1, 1, (6, side, side, channels)).astype(np.float32):
+        order = np.square(drawn - small(x)).sum(axis=(1, 2, 3)).argsort()
+        got = jax.jit(functools.partial(nearest, count=3))(bank, x)
+        np.testing.assert_array_equal(got, np.asarray(bank.latents)[order[:3]])
+    for index in (0, 49):
+        z = bank.latents[index]
+        np.testing.assert_array_equal(nearest(bank, generate(z), 1)[0], z)
 
 
 @pytest.mark.parametrize("prior", ["uniform", "normal"])

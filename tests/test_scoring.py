@@ -267,3 +267,19 @@ def test_restarts_keep_the_best_start_of_every_image(model):
     # The starts of one restart are not among those of three, so no image need be equal.
     assert three.mean() < one.mean()
     assert np.isfinite(three).all()
+
+
+def test_a_bank_of_drawn_images_is_where_a_search_begins(model):
+    search = dataclasses.replace(CONFIG.search, start="bank", bank_images=40, steps=0)
+    config = dataclasses.replace(CONFIG, search=search)
+    scorer = Scorer(model, config, make_mesh(jax.devices()[:1]))
+    latents, thumbnails = (np.asarray(leaf) for leaf in scorer.model.guide)
+    drawn = np.asarray(NETWORKS.generate(model.params.generator, jnp.asarray(latents)))
+    np.testing.assert_allclose(thumbnails, drawn.reshape(40, -1), rtol=1e-4, atol=1e-5)
+    for image, found in zip(IMAGES, scorer.search(iter(IMAGES)), strict=True):
+        x = np.float64(image) / 127.5 - 1
+        closest = np.square(np.float64(drawn) - x).sum(axis=(1, 2, 3)).argmin()
+        np.testing.assert_array_equal(found.latents[0], latents[closest])
+    again = Scorer(scorer.model, config, make_mesh(jax.devices()[:1]))
+    assert again.model.guide is scorer.model.guide
+    assert Scorer(scorer.model, CONFIG, make_mesh(jax.devices()[:1])).model.guide is None
