@@ -34,13 +34,13 @@ import numpy as np
 import torch
 import torch_twin
 from jax import monitoring
+from programs import GAMMA, STDDEV, program_bytes, search_program
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
-from jax_noisy_anogan.latent_search import Judgement, search_latents
 from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, sample_latents
 from jax_noisy_anogan.train_step import (
     ema_decay_for,
@@ -50,7 +50,7 @@ from jax_noisy_anogan.train_step import (
     to_float_images,
 )
 
-GAMMA, LATENT, STDDEV = 0.1, 64, 0.3
+LATENT = 64
 ITERATIONS = 10
 PEER_STEPS = 500
 
@@ -163,14 +163,7 @@ def compiled(function: Callable[..., Any], *args: Any, donate: tuple[int, ...] =
     start = time.perf_counter()
     program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
     seconds = time.perf_counter() - start
-    memory = program.memory_analysis()
-    size = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
-    return program, Program(seconds, size / 2**20)
+    return program, Program(seconds, program_bytes(program) / 2**20)
 
 
 def make_train_sides(case: Case) -> tuple[Side, Side, Program]:
@@ -207,34 +200,13 @@ def _twin_images(images: Any, case: Case) -> torch.Tensor:
     return tensor.contiguous(memory_format=form)
 
 
-def _search_program(networks: Networks, search: SearchConfig) -> Callable[..., Any]:
-    def program(params: NetworkParams, images: jax.Array, key: jax.Array):
-        def judge(image):
-            out = networks.discriminate(params.discriminator, image[None], 1.0, STDDEV)
-            features = out.features[search.feature_resolution][0]
-            return Judgement(jax.nn.sigmoid(out.logits[0]), out.logits[0], features)
-
-        return search_latents(
-            lambda z: networks.generate(params.generator, z[None])[0],
-            judge,
-            images,
-            key,
-            search=search,
-            gamma=GAMMA,
-            prior="uniform",
-            latent_size=LATENT,
-        )
-
-    return program
-
-
 def make_search_sides(case: Case, steps: int = ITERATIONS) -> tuple[Side, Side, Program]:
     networks, params = build(case)
     twin = torch_twin.make_twin(networks, params, channels_last=case.channels_last)
     search = SearchConfig(steps=steps)
     images = to_float_images(jnp.asarray(byte_images(networks, case.batch, 1)))
     key = jax.random.key(2)
-    program, cost = compiled(_search_program(networks, search), params, images, key)
+    program, cost = compiled(search_program(networks, search), params, images, key)
     start = torch.from_numpy(np.array(sample_latents(key, "uniform", (1, LATENT))))
     x = _twin_images(images, case)
 
