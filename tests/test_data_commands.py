@@ -8,8 +8,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from jax_noisy_anogan import experiment
+from jax_noisy_anogan.config import Config, DataConfig, changed
+from jax_noisy_anogan.data import load_dataset, make_split
+from jax_noisy_anogan.data.summary import pixel_statistics
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [f"configs/{path.name}" for path in sorted((ROOT / "configs").glob("*.py"))]
@@ -112,6 +118,29 @@ def test_a_mistake_is_one_line_on_standard_error(outcomes, name):
     assert errors.count("\n") == 1
     assert "Traceback" not in errors
     assert MISTAKES[name][1] in errors
+
+
+def test_faint_training_images_are_warned_of_with_the_settings_that_mend_it(tmp_path, caplog):
+    data = DataConfig(
+        name="synthetic",
+        cache_dir=str(tmp_path),
+        synthetic_images=20,
+        synthetic_abnormal_images=4,
+        texture="brushed",
+    )
+    dataset = load_dataset(data, resolution=32, progress=False)
+    split = make_split(dataset, data)
+    pixels = dataset.images(split.train_normal, 32) / 255.0
+    mean, std = pixel_statistics(dataset, split.train_normal)
+    np.testing.assert_allclose([mean, std], [pixels.mean(), pixels.std()], rtol=1e-6)
+
+    config = Config(data=data)
+    experiment._warn_of_faint_images(config, dataset, split)
+    assert f"--config.data.pixel_mean={mean:.3f} --config.data.pixel_std={std:.3f}" in caplog.text
+    caplog.clear()
+    scaled = changed(config, [f"data.pixel_mean={mean:.3f}", f"data.pixel_std={std:.3f}"])
+    experiment._warn_of_faint_images(scaled, dataset, split)
+    assert not caplog.text
 
 
 def test_describe_prints_table_1_and_the_split_and_writes_a_contact_sheet(tmp_path):
