@@ -115,7 +115,7 @@ def experiments(names: list[str], bench: Bench) -> list[ModuleType]:
 
 
 def cells_of(modules: list[ModuleType], bench: Bench) -> list[Cell]:
-    """All cells, and those that they need, each once and behind what it needs."""
+    """All cells, and those that they need, each once, in the order to compute."""
     listed: dict[str, Cell] = {}
 
     def add(cell: Cell) -> None:
@@ -126,7 +126,7 @@ def cells_of(modules: list[ModuleType], bench: Bench) -> list[Cell]:
     for module in modules:
         for cell in module.cells(bench):
             add(cell)
-    return list(listed.values())
+    return sorted(listed.values(), key=lambda cell: cell.late)
 
 
 def write(modules: list[ModuleType], bench: Bench) -> None:

@@ -105,12 +105,14 @@ class Cell:
       settings: everything that the result depends on; other settings make another cell.
       compute: the result, as what JSON can hold.
       after: cells whose runs this one uses.
+      late: only refines a table that the other cells fill: computed behind all of those.
     """
 
     name: str
     settings: Any
     compute: Callable[[], Values]
     after: tuple[Cell, ...] = ()
+    late: bool = False
 
 
 def identity(config: Config) -> dict[str, Any]:

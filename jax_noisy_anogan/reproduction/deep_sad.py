@@ -64,12 +64,12 @@ POLLUTIONS = tuple(Point(RATIO_OF_POLLUTION, pollution) for pollution in SHARES)
 def cells(bench: Bench) -> list[Cell]:
     """Runs and competitors of every pair and setting, each once."""
     listed = [
-        cell
+        dataclasses.replace(cell, late=point not in POLLUTIONS)
         for point in dict.fromkeys([*POLLUTIONS[::-1], *RATIOS])
         for pair in _pairs(bench)
-        for cell in _columns(bench, pair, point).values()
+        for cell, _ in _columns(bench, pair, point).values()
     ]
-    return list({cell.name: cell for cell, _ in listed}.values())
+    return list({cell.name: cell for cell in reversed(listed)}.values())[::-1]
 
 
 def results(bench: Bench) -> list[Result]:

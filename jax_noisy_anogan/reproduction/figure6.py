@@ -99,7 +99,9 @@ def puzzle_config(bench: Bench) -> Config:
         )
     small = runs.shrunk(config)
     if bench.quick:
-        growth = dataclasses.replace(small.growth, resolution=64, final_images=2_500)
+        growth = dataclasses.replace(
+            small.growth, resolution=64, final_images=2_500, minibatch_default=16
+        )
         return runs.with_data(
             dataclasses.replace(small, growth=growth), max_test_images=40, max_validation_images=40
         )
@@ -113,7 +115,9 @@ def _tile_settings(bench: Bench) -> Config:
     config = bench.config("mnist5k")
     if bench.quick:
         config = runs.shrunk(config)
-        growth = dataclasses.replace(config.growth, resolution=_TILE, final_images=9_000)
+        growth = dataclasses.replace(
+            config.growth, resolution=_TILE, final_images=9_000, minibatch_default=16
+        )
         config = dataclasses.replace(config, growth=growth)
     data = DataConfig(
         name="image_folder",

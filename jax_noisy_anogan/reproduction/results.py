@@ -89,8 +89,8 @@ def story(bench: Bench, cells: Sequence[Cell], *settings: str) -> list[str]:
         *settings,
         *([size] if size else []),
         *([f"{missing} over fewer; the same command goes on"] if gaps else []),
-        f"{_total(found, 'seconds')} s in {len(found)} cells, {_total(found, 'cpu_seconds')} s of CPU "
-        "time",
+        f"{_total(found, 'seconds')} s in {len(found)} cells; {_total(found, 'cpu_seconds')} s of "
+        "CPU time",
     ]
 
 

@@ -65,7 +65,7 @@ def shrunk(config: Config) -> Config:
             stable_images=1_500,
             fade_images=1_500,
             final_images=7_000,
-            minibatch_default=16,
+            minibatch_default=8,  # with 16, G drew no digits yet after so few updates
             minibatch={},
         ),
         optim=replace(config.optim, ema_half_life_images=2_000.0),

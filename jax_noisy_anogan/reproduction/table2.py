@@ -62,8 +62,9 @@ def cells(bench: Bench) -> list[Cell]:
     """
     if not available(bench):
         raise ConfigError("--caltech256_root must name the folder that holds 256_ObjectCategories")
+    first = _repeats(bench)[0]
     return [
-        cell
+        dataclasses.replace(cell, late=repeat != first)
         for repeat in _repeats(bench)
         for protocol in PROTOCOLS
         for count in CATEGORIES
