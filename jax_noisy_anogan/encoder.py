@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import logging
 from jax import lax
@@ -143,7 +143,7 @@ def fit(
     found = load(config, workdir, model)
     if found.guide is not None:
         return found
-    parallel.on_first_process(lambda: shutil.rmtree(workdir / "encoder", ignore_errors=True))
+    parallel.on_first_process(lambda: _empty(workdir / "encoder"))
     mesh = parallel.make_mesh()
     batch = -(-_MINIBATCH // (2 * mesh.size)) * mesh.size
     steps = -(-config.search.encoder_images // (2 * batch))
@@ -176,18 +176,19 @@ def fit(
         contextlib.closing(streams),
         ProgressLine("encoder", total=steps * 2 * batch, done=0, unit="images", show=show) as line,
     ):
-        loss: Any = np.inf
+        loss: Any = None
         for index in range(steps):
             before = loss
             state, loss = update(
                 state, params, reference, next(streams).normal, jax.random.fold_in(key, index)
             )
-            if index:
+            if before is not None:
                 jax.block_until_ready(before)  # never far ahead of the device, see trainer._Log
             line.update((index + 1) * 2 * batch)
-    if not np.isfinite(parallel.local_copy(loss)):
+    last = float(parallel.local_copy(loss))
+    if not math.isfinite(last):
         raise FloatingPointError(
-            f"the encoder's loss is {float(loss)} after {steps} updates: search with another "
+            f"the encoder's loss is {last} after {steps} updates: search with another "
             "config.search.start"
         )
     with Checkpoints(workdir / "encoder") as checkpoints:
@@ -220,6 +221,11 @@ def load(config: Config, workdir: Path, model: Model) -> Model:
     if restored is None or restored.data != _belongs_to(config, model):
         return model
     return model._replace(guide=parallel.local_copy(restored.state))
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 def _belongs_to(config: Config, model: Model) -> dict[str, Any]:

@@ -99,12 +99,12 @@ def draw_bank(
 def nearest(bank: Bank, x: Image, count: int) -> Float[Array, "count latent"]:
     """Latents of the bank's `count` images nearest to x by the squares of pixel differences.
 
-    Squares, unlike the differences of Eq. 2, are a matrix product for many images: 0.1 ms each
-    against 35 ms (4,096 images of 32 x 32, one core).
+    Squares, unlike the differences of Eq. 2, are a matrix product for many images: comparing an
+    image by Eq. 2 and 3 with 4,096 drawn ones took 35 ms, as long as 40 search steps (one core).
     """
     products = jnp.matmul(bank.thumbnails, _thumbnail(x), precision=lax.Precision.HIGHEST)
-    closeness = 2.0 * products - jnp.square(bank.thumbnails).sum(axis=1)
-    return bank.latents[lax.top_k(closeness, count)[1]]
+    distances = jnp.square(bank.thumbnails).sum(axis=1) - 2.0 * products
+    return bank.latents[jnp.argsort(distances)[:count]]
 
 
 def _thumbnail(x: Image) -> Float[Array, " pixels"]:

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import (
     Config,
     DataConfig,
@@ -16,6 +18,7 @@ from jax_noisy_anogan.config import (
     SearchConfig,
 )
 from jax_noisy_anogan.localization import evidence
+from jax_noisy_anogan.model import load_model
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.parallel import make_mesh
 from jax_noisy_anogan.scoring import TERMS, Model, Scorer, _squash
@@ -24,6 +27,11 @@ from jax_noisy_anogan.train_step import Reference
 SIDE, LATENT, STEPS, BATCH = 8, 8, 4, 8
 GAMMA, LAMBDA = 0.3, 0.2
 STDDEV = 0.4
+CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 # Programs for other batch shapes add up in another order: 6e-8 per sum, carried through the search.
 RTOL = 1e-4
 
@@ -283,3 +291,21 @@ def test_a_bank_of_drawn_images_is_where_a_search_begins(model):
     again = Scorer(scorer.model, config, make_mesh(jax.devices()[:1]))
     assert again.model.guide is scorer.model.guide
     assert Scorer(scorer.model, CONFIG, make_mesh(jax.devices()[:1])).model.guide is None
+
+
+def test_the_run_s_compilation_cache_is_used_by_scoring_even_after_other_programs(
+    finished_run, tmp_path
+):
+    config, run = finished_run
+    jax.jit(lambda x: x + 1)(1.0)
+    folder = tmp_path / "programs"
+    config = config_lib.changed(config, [f"train.compilation_cache_dir={folder}"])
+    before = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
+    try:
+        scorer = Scorer(load_model(run, config), config, make_mesh(jax.devices()[:1]), batch_size=3)
+        list(scorer.search([IMAGES[0]]))
+        assert any("search_images" in file.name for file in folder.iterdir())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
