@@ -128,7 +128,7 @@ class Calibration:
             thresholds = {k: Thresholds(**v) for k, v in values.pop("thresholds").items()}
             values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
             return cls(thresholds=thresholds, **values)._checked()
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CalibrationError(f"not a calibration ({error})") from error
 
     def _checked(self) -> Calibration:

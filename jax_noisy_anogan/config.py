@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -36,6 +37,10 @@ PRIORS = ("uniform", "normal")
 THRESHOLD_RULES = ("best_f1", "youden", "quantile")
 SEARCH_OPTIMIZERS = ("adam", "sgd", "rmsprop", "adamax", "lion", "lbfgs")
 REDUCTIONS = ("sum", "mean")
+# Beyond what any machine holds: a typing error gets a line that names its field.
+_LARGEST_WIDTH = 2**20
+_LARGEST_BATCH = 2**20
+_MOST_DRAWN = 4096
 SCHEDULES = ("constant", "cosine")
 STARTS = ("prior", "bank", "encoder")
 MAPS = ("difference", "evidence")
@@ -292,7 +297,12 @@ class Config:
 
 
 def _fail(name: str, value: Any, expected: str) -> typing.NoReturn:
-    raise ConfigError(f"config.{name} is {value!r}: expected {expected}")
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python refuses to write thousands of digits
+        text = "a number of thousands of digits"
+    shown = text if len(text) <= 200 else f"{text[:200]}..."
+    raise ConfigError(f"config.{name} is {shown}: expected {expected}")
 
 
 def _require_type(name: str, value: Any, annotation: Any) -> None:
@@ -330,8 +340,27 @@ def _check_types(section: Any, prefix: str = "") -> None:
             _check_types(value, f"{name}.")
         else:
             _require_type(name, value, hints[item.name])
-            if isinstance(value, float) and not math.isfinite(value):
-                _fail(name, value, "a finite number")
+            _check_value(name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Refuse what no library below can hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        _fail(name, value, "a finite number")
+    if isinstance(value, int | np.integer) and not -(2**31) <= value < 2**31:
+        _fail(name, value, "a number below 2**31")
+    if isinstance(value, str) and not _is_path(value):
+        _fail(name, value, "text without null bytes and halves of surrogate pairs")
+    if isinstance(value, dict | tuple | list):
+        for item in [*value, *(value.values() if isinstance(value, dict) else ())]:
+            _check_value(name, item)
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -342,6 +371,11 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float, low: float) -> None:
     if value < low:
         _fail(name, value, f"at least {low}")
+
+
+def _at_most(name: str, value: int, high: int) -> None:
+    if value > high:
+        _fail(name, value, f"at most {high}")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
@@ -401,8 +435,7 @@ def validate(config: Config) -> Config:
         ("sample_images", 1),
     ):
         _at_least(f"train.{name}", getattr(train, name), low)
-    if train.seed >= 2**31:
-        _fail("train.seed", train.seed, "below 2**31")
+    _at_most("train.sample_images", train.sample_images, _MOST_DRAWN)
     return config
 
 
@@ -480,6 +513,7 @@ def _validate_network(config: Config) -> None:
     network = config.network
     for name, low in (("fmap_base", 8), ("fmap_max", 1), ("latent_size", 1), ("stddev_group", 1)):
         _at_least(f"network.{name}", getattr(network, name), low)
+        _at_most(f"network.{name}", getattr(network, name), _LARGEST_WIDTH)
     _one_of("network.prior", network.prior, PRIORS)
     _one_of("network.compute_dtype", network.compute_dtype, ("float32", "bfloat16"))
     smallest = network.fmap_base >> (config.growth.resolution.bit_length() - 2)
@@ -507,12 +541,14 @@ def _validate_growth(config: Config) -> None:
     growth = config.growth
     for name in ("stable_images", "fade_images", "final_images", "minibatch_default"):
         _at_least(f"growth.{name}", getattr(growth, name), 1)
+    _at_most("growth.minibatch_default", growth.minibatch_default, _LARGEST_BATCH)
     valid = {str(2**k) for k in range(2, 11)}
     for name in ("minibatch", "microbatch"):
         for key, value in getattr(growth, name).items():
             if key not in valid:
                 _fail(f"growth.{name}", key, "resolutions from 4 to 1024 as keys")
             _at_least(f"growth.{name}[{key}]", value, 1)
+            _at_most(f"growth.{name}[{key}]", value, _LARGEST_BATCH)
     if growth.rematerialize_from:
         _power_of_two("growth.rematerialize_from", growth.rematerialize_from, 4, 1024)
     resolution = growth.start_resolution
@@ -568,6 +604,12 @@ def _validate_search(config: Config) -> None:
     _at_least("search.bank_images", search.bank_images, search.restarts)
     _at_least("search.encoder_images", search.encoder_images, 1)
     _at_least("search.batch_size", search.batch_size, 1)
+    for name, high in (
+        ("steps", 10**6),
+        ("restarts", _LARGEST_BATCH),
+        ("batch_size", _LARGEST_BATCH),
+    ):
+        _at_most(f"search.{name}", getattr(search, name), high)
     if not 0.0 <= search.feature_weight <= 1.0:
         _fail("search.feature_weight", search.feature_weight, "from 0 to 1 (lambda of Eq. 4)")
     _one_of("search.reduction", search.reduction, REDUCTIONS)
@@ -586,6 +628,7 @@ def _validate_score(score: ScoreConfig) -> None:
     if not 0.0 <= score.tile_overlap <= 0.75:
         _fail("score.tile_overlap", score.tile_overlap, "from 0 to 0.75")
     _at_least("score.figure_images", score.figure_images, 1)
+    _at_most("score.figure_images", score.figure_images, _MOST_DRAWN)
 
 
 def variant(config: Config, name: str) -> Config:
@@ -659,7 +702,9 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
 
 def to_json(config: Config) -> str:
     """The config as indented JSON, as written to `config.json` of a run."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    values = dataclasses.asdict(config)
+    # A config file may compute a setting with NumPy.
+    return json.dumps(values, indent=2, default=lambda value: value.item()) + "\n"
 
 
 def from_json(text: str) -> Config:
@@ -670,7 +715,7 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # too many digits or brackets are no decode error
         raise ConfigError(f"not a JSON config: {error}") from error
     return validate(_build(Config, values, "config"))
 
@@ -702,7 +747,7 @@ def load(workdir: Path) -> Config:
     """
     path = workdir / "config.json"
     try:
-        return from_json(path.read_text())
+        return from_json(path.read_text(errors="replace"))
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}): --workdir must name the folder of a run"

@@ -327,10 +327,20 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                rows[row["path"]] = row
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, RecursionError):
                 continue
+            if _is_row(row):
+                rows[row["path"]] = row
     return list(rows.values())
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a row is one that `_SCHEMA` can hold: bits may have flipped since it was written."""
+    try:
+        pa.RecordBatch.from_pylist([row], schema=_SCHEMA)
+        return row.get("path") is not None
+    except (ValueError, TypeError, AttributeError, OverflowError):  # Arrow's own are among them
+        return False
 
 
 def _without_error(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -367,7 +377,7 @@ def _settle(
     path = out / "settings.json"
     try:
         earlier = json.loads(path.read_bytes())["stamp"] if path.exists() else stamp
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         earlier = None
     if earlier != stamp:
         raise WorkdirError(

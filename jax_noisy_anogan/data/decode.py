@@ -7,7 +7,9 @@ checked first.
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -39,9 +41,11 @@ _DECODING_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
+
+
+# What Pillow logs as an error, it also raises.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def decode_image(path: Path, *, channels: int, max_pixels: int) -> Picture:
@@ -81,9 +85,7 @@ def decode_mask(path: Path, *, max_pixels: int) -> Bool[np.ndarray, "height widt
 
 @contextlib.contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    with warnings.catch_warnings(), _pillow_limit(max_pixels):
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _pillow_alone():
         try:
             with Image.open(path, formats=FORMATS) as picture:
                 _check_header(path, picture, max_pixels)
@@ -91,47 +93,63 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             # Pillow closes a verified file: only PNG reads it through, to check the sums that
             # decoding ignores.
             with Image.open(path, formats=FORMATS) as picture:
+                _check_header(path, picture, max_pixels)  # the file may be another by now
                 picture.load()
                 yield picture
         except BadImageError:
             raise
         except UnidentifiedImageError as error:
             raise BadImageError(str(path), "not an image, whatever its name says") from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise BadImageError(str(path), _too_large(max_pixels)) from error
         except _DECODING_ERRORS as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise BadImageError(str(path), f"damaged or cut off ({text})") from error
 
 
+_decoding = 0
+_decoding_lock = threading.Lock()
+_before = contextlib.ExitStack()
+
+
 @contextlib.contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Pillow's own limit is global; ours holds for one file."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
+def _pillow_alone() -> Iterator[None]:
+    """Pillow without its own limit, which `_check_header` replaces, and without its warnings.
+
+    Both are settings of the whole process, while several threads decode: the first one to come
+    changes them, the last one to go puts them back.
+    """
+    global _decoding
+    with _decoding_lock:
+        if not _decoding:
+            _before.enter_context(warnings.catch_warnings())
+            _before.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            warnings.simplefilter("ignore")
+            Image.MAX_IMAGE_PIXELS = None
+        _decoding += 1
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        with _decoding_lock:
+            _decoding -= 1
+            if not _decoding:
+                _before.close()
 
 
 def _check_header(path: Path, picture: Image.Image, max_pixels: int) -> None:
     width, height = picture.size
     if width * height > max_pixels:
-        raise BadImageError(str(path), f"{width} x {height}: {_too_large(max_pixels)}")
+        raise BadImageError(
+            str(path),
+            f"{width} x {height}: more than config.data.max_image_pixels = {max_pixels} pixels",
+        )
     if min(width, height) < SMALLEST_SIDE:
         raise BadImageError(
             str(path), f"{width} x {height} pixels: at least {SMALLEST_SIDE} on a side are needed"
         )
     # Cameras write a preview as the second frame of an MPO.
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-        raise BadImageError(
-            str(path), f"{getattr(picture, 'n_frames', 1)} frames: save each as its own file"
-        )
-
-
-def _too_large(max_pixels: int) -> str:
-    return f"more than config.data.max_image_pixels = {max_pixels} pixels"
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+        # To count those of a TIFF, Pillow follows a chain that a hostile file makes endless.
+        count = "several" if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
+        raise BadImageError(str(path), f"{count} frames: save each as its own file")
 
 
 def _to_eight_bits(path: Path, picture: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 SMALLEST = 4
+_LARGEST_PADDED = 8192
 
 
 def levels(resolution: int) -> tuple[int, ...]:
@@ -48,12 +49,26 @@ def fit_square(
         top, left = (height - side) // 2, (width - side) // 2
         image = image[top : top + side, left : left + side]
     elif fit == "pad":
+        # A strip of few pixels can have a square of terabytes around it.
+        image = _shrunk(image, _LARGEST_PADDED)
+        height, width, channels = image.shape
         side = max(height, width)
         square = np.zeros((side, side, channels), np.uint8)
         top, left = (side - height) // 2, (side - width) // 2
         square[top : top + height, left : left + width] = image
         image = square
     return _resize(image, resolution)
+
+
+def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+    """With the same proportions, no side longer than `longest`."""
+    height, width, channels = image.shape
+    if max(height, width) <= longest:
+        return image
+    scale = longest / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    return np.asarray(picture.resize(size, Image.Resampling.BOX)).reshape(*size[::-1], channels)
 
 
 def _resize(image: np.ndarray, resolution: int) -> np.ndarray:
