@@ -233,14 +233,15 @@ def test_the_sweeps_use_one_training_of_anogan_for_all_ratios(bench):
 
 
 def test_a_result_is_written_three_times_over(tmp_path, capsys):
-    result = Result("t", "Title", ["a", "b"], [["x", 0.12345], ["y", None]], ["a note"])
+    result = Result("t", "Title", ["a", "b"], [["x", 0.12345], ["|y|", None]], ["a note"])
     result.write(tmp_path)
     printed = capsys.readouterr().out
     assert (tmp_path / "t.md").read_text() in printed
     assert "| x | 0.123 |" in printed
+    assert r"| \|y\| | – |" in printed  # a bar within a cell does not end it
     assert "jax " in printed  # what it was computed on
     with (tmp_path / "t.csv").open() as file:
-        assert list(csv.reader(file)) == [["a", "b"], ["x", "0.12345"], ["y", ""]]
+        assert list(csv.reader(file)) == [["a", "b"], ["x", "0.12345"], ["|y|", ""]]
     assert np.asarray(Image.open(tmp_path / "t.png")).std() > 0
 
 
