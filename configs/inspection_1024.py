@@ -31,7 +31,7 @@ def get_config(name: str = "") -> Config:
             resolution=1024,
             minibatch_default=16,
             minibatch={"512": 8, "1024": 4},
-            # Fits 16 GiB; larger cards are a little faster with larger parts, or none.
+            # 4 GiB at 1024, by the compiler's estimate on a CPU; large cards may take larger parts.
             microbatch={"256": 4, "512": 2, "1024": 1},
         ),
         # A sum over a million pixels would leave the other terms of Eq. 24 without a say.
