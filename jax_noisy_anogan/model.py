@@ -24,6 +24,7 @@ def load_model(workdir: Path, config: Config | None = None) -> Model:
       CheckpointError: it holds no usable checkpoint, or training has not ended.
     """
     config = config_lib.load(workdir) if config is None else config
+    parallel.keep_compiled(config.train.compilation_cache_dir)
     schedule = make_schedule(config.growth)
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoint: train first")

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_noisy_anogan.config import ConfigError
@@ -206,10 +207,13 @@ def _first_line(error: Exception) -> str:
 
 def keep_compiled(folder: str) -> None:
     """Keep compiled programs in `folder` between runs, small ones too; "" keeps none."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    path = str(Path(folder).expanduser())
+    if folder and path != jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", path)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        # Whether there is a cache is settled at the first program that a process compiles.
+        compilation_cache.reset_cache()
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
