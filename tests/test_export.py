@@ -63,7 +63,7 @@ def a_detector(*, channels: int, tiled: bool) -> Detector:
             batch_size=11,
             record_curve=tiled,
             schedule="cosine" if tiled else "constant",
-            start="bank" if tiled else "prior",
+            start="bank",
             bank_images=30,
         ),
     )
