@@ -8,13 +8,14 @@ import math
 import os
 import platform
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from jax_noisy_anogan import pictures
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values
@@ -72,7 +73,7 @@ class Result:
         axes.set_axis_off()
         axes.set_title(self.title, fontsize=11)
         if cells:
-            table = axes.table(cells, colLabels=list(self.columns), bbox=(0.0, 0.0, 1.0, 1.0))
+            table = axes.table(cells, colLabels=list(self.columns), bbox=Bbox.unit())
             table.auto_set_font_size(False)
             table.set_fontsize(8)
             table.auto_set_column_width(range(len(self.columns)))
@@ -125,7 +126,7 @@ def mean_and_deviation(values: Sequence[float]) -> str | None:
 
 
 def lines_figure(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str
 ) -> Figure:
     """One line per name through its points; every position on the x axis gets the same room."""
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jax_noisy_anogan import evaluation, experiment
 from jax_noisy_anogan.baselines.deep import Images
@@ -74,6 +75,9 @@ def shrunk(config: Config) -> Config:
     )
 
 
+Indices = Sequence[int] | Int[np.ndarray, " n"]
+
+
 class Run(NamedTuple):
     """A run of the GAN and the cell of its figures."""
 
@@ -132,13 +136,13 @@ def baseline_cell(
     return Cell(name, {"data": identity(Config(data=data))["data"], **texts}, compute, after)
 
 
-def float_images(dataset: Dataset, *parts: Sequence[int]) -> Images:
+def float_images(dataset: Dataset, *parts: Indices) -> Images:
     """Images of one or more parts in [-1, 1], as the deep competitors take them."""
     indices = np.concatenate([np.asarray(part, np.int64) for part in parts])
     return dataset.images(indices, dataset.resolution).astype(np.float32) / 127.5 - 1.0
 
 
-def look(trained: Trained, config: Config, indices: Sequence[int]) -> list[ImageResult]:
+def look(trained: Trained, config: Config, indices: Indices) -> list[ImageResult]:
     """Search images of a run's data set, trained on or not, and measure them."""
     source = trained.dataset.source(trained.dataset.resolution)
     return look_at(trained, config, [source[int(index)] for index in indices])
@@ -151,12 +155,12 @@ def look_at(trained: Trained, config: Config, images: Sequence[Image]) -> list[I
     return list(scorer.measure(zip(images, found, strict=True)))
 
 
-def discriminator_features(run: Run, indices: Sequence[int]) -> Rows:
+def discriminator_features(run: Run, indices: Indices) -> Rows:
     """f(x) of Eq. 3 by a run's averaged discriminator, one row per image."""
     trained = run.trained()
     model, resolution = trained.model, run.config.search.feature_resolution
     stddev = model.reference.mean("stddev")
-    x = to_float_images(trained.dataset.images(indices, trained.dataset.resolution))
+    x = to_float_images(jnp.asarray(trained.dataset.images(indices, trained.dataset.resolution)))
     judge = jax.jit(model.networks.discriminate)
     return array_features(judge(model.params.discriminator, x, stddev=stddev).features[resolution])
 

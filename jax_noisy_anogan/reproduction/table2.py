@@ -172,7 +172,7 @@ def _run(bench: Bench, count: int, protocol: str, repeat: int, method: str) -> R
 
 
 def _competitors(bench: Bench, count: int, protocol: str, repeat: int, plain: Run) -> Cell:
-    settings = {
+    settings: dict[str, Any] = {
         **{name: _QUICK_SUBSPACE.get(name, {}) if bench.quick else {} for name in SUBSPACE},
         "ALOCC": _alocc(bench),
         "features": bench.features,
@@ -180,7 +180,9 @@ def _competitors(bench: Bench, count: int, protocol: str, repeat: int, plain: Ru
 
     def score(dataset: Dataset, split: Split) -> dict[str, Any]:
         rows = _features(bench, dataset, split, plain)
-        found = {name: method(rows, **settings[name]) for name, method in SUBSPACE.items()}
+        found: dict[str, Any] = {
+            name: method(rows, **settings[name]) for name, method in SUBSPACE.items()
+        }
         train = runs.float_images(dataset, split.train_normal, split.validation_normal)
         test = runs.float_images(dataset, split.test)
         found["ALOCC"] = alocc.fit_score(
