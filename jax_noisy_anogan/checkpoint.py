@@ -10,6 +10,7 @@ moved to `workdir/damaged_checkpoints` and the one before it is used.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging as python_logging
 import zlib
@@ -190,8 +191,8 @@ class Checkpoints:
             aside = self._workdir / "damaged_checkpoints"
             aside.mkdir(exist_ok=True)
             for step in steps:
-                number = sum(1 for _ in aside.glob(f"{step}*"))
-                moved = aside / f"{step}.{number}"
+                numbers = (aside / f"{step}.{number}" for number in itertools.count())
+                moved = next(path for path in numbers if not path.exists())
                 (self._folder / str(step)).rename(moved)
                 logging.warning("the damaged checkpoint %d now lies in %s", step, moved)
         parallel.any_process(False)  # nobody looks at the folder before it is settled

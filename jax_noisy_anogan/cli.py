@@ -158,6 +158,15 @@ def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
         code = error.exit_code if isinstance(error, UserError) else UserError.exit_code
         stopped = isinstance(error, UserError) and error.all_stop
         _fail(_describe(error), code, wait=stopped)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if not full or os.environ.get("JAX_NOISY_ANOGAN_TRACEBACK"):
+            raise
+        first = (str(error).strip().splitlines() or ["no memory is left"])[0]
+        _fail(
+            f"out of memory ({first[:200]}): lower config.growth.minibatch in training, "
+            "config.search.batch_size in searches"
+        )
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

@@ -117,8 +117,8 @@ def evaluate(
     seconds = time.monotonic() - start
 
     maps, scored, calibration = held_out.calibrated()
-    calibration.save(workdir / "calibration.json")
     save_maps(workdir / "map_calibration.npz", maps)
+    calibration.save(workdir / "calibration.json")  # last: where it is, the maps are its own
 
     test = scored["test"]
     results: dict[str, Any] = score_metrics(calibration, test, split.is_abnormal[test.indices])

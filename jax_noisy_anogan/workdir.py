@@ -31,6 +31,8 @@ HARMLESS = (
     "train.tensorboard",
     "train.compilation_cache_dir",
 )
+# Of these, what scores and thresholds depend on.
+SCORES = ("search.", "score.")
 
 
 class WorkdirError(UserError, RuntimeError):
@@ -63,7 +65,9 @@ def locked(workdir: Path) -> Iterator[None]:
 def settle_config(workdir: Path, config: Config) -> None:
     """Write `config.json`, or check that a run which is continued keeps its settings.
 
-    Settings in `HARMLESS` may change between starts; the new values are kept.
+    Settings in `HARMLESS` may change between starts; the new values are kept. Where they change
+    scores, `calibration.json` is removed until an evaluation has come to its end: scores of the new
+    settings are never judged by thresholds of the old ones.
 
     Raises:
       ConfigError: another setting changed; names all of them with both values.
@@ -85,6 +89,8 @@ def settle_config(workdir: Path, config: Config) -> None:
                 f"{workdir} was started with other settings ({fields}): run it with its own "
                 "settings, or use another --workdir"
             )
+        if any(name.startswith(SCORES) for name in changed):
+            (workdir / "calibration.json").unlink(missing_ok=True)
     write_text(path, config_lib.to_json(config))
 
 

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import logging
 
-from jax_noisy_anogan import collapse, trainer, workdir
+import jax_noisy_anogan
+from jax_noisy_anogan import cli, collapse, logs, trainer, workdir
+from jax_noisy_anogan.calibration import CalibrationError
 from jax_noisy_anogan.config import Config, ConfigError, DataConfig, TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -98,6 +102,47 @@ def test_changed_settings_are_named_and_harmless_ones_allowed(tmp_path):
     assert "keep_checkpoints" not in str(error.value)
     # The refused start changed nothing.
     assert json.loads((tmp_path / "config.json").read_text())["data"]["digit"] == 0
+
+
+def test_a_change_of_what_scores_depend_on_withdraws_the_thresholds_until_they_are_made_again(
+    finished_run, tmp_path
+):
+    config, folder = finished_run
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    more = dataclasses.replace(config.train, keep_checkpoints=5)
+    workdir.settle_config(run, dataclasses.replace(config, train=more))
+    jax_noisy_anogan.load(run)
+    longer = dataclasses.replace(config.search, steps=5)
+    # As far as an evaluation with other settings comes that is killed in its search.
+    workdir.settle_config(run, dataclasses.replace(config, search=longer))
+    with pytest.raises(CalibrationError, match=r"calibration\.json .*evaluate --workdir"):
+        jax_noisy_anogan.load(run)
+
+
+def test_curves_with_flipped_bits_do_not_stop_a_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st\xe9p": 2}\n\xff\xfe\n{"step": 3}\n{"step": 9}\n')
+    logs.MetricWriter(tmp_path, from_step=3).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_memory_that_is_not_enough_is_one_line(monkeypatch, capsys):
+    def too_much(arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nx")
+
+    with pytest.raises(SystemExit) as ended:
+        cli._call(too_much, [])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)" in said
+    assert said.count("\n") == 1
+
+    def other(arguments):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        cli._call(other, [])
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"data": {"unknown": 1}}', "[]"])

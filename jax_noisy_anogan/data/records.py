@@ -480,7 +480,7 @@ def _write_json(path: Path, value: Any) -> None:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is unreadable ({error}): delete {path.parent} and prepare again"
         ) from error
