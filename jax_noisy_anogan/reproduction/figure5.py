@@ -57,7 +57,7 @@ def results(bench: Bench) -> list[Result]:
             story(
                 bench,
                 listed,
-                "held-out images, |x - G(z)| in [0, 2]; the networks of Table `mnist`",
+                "held-out images; the networks of Table `mnist`",
                 runs.settings_line(mnist.base_config(bench)),
             ),
             picture,
