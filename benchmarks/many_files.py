@@ -85,7 +85,7 @@ def killed(arguments: list[str], seconds: float, rng: random.Random) -> list[flo
 
 def table(out: Path) -> list[dict]:
     rows = pq.read_table(out / "scores.parquet").to_pylist()
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if name != "time"} for row in rows]
 
 
 def main() -> int:
