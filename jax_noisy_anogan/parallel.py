@@ -208,7 +208,7 @@ def _first_line(error: Exception) -> str:
 def keep_compiled(folder: str) -> None:
     """Keep compiled programs in `folder` between runs, small ones too; "" keeps none."""
     path = str(Path(folder).expanduser())
-    if folder and path != jax.config.jax_compilation_cache_dir:
+    if folder and path != jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", path)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

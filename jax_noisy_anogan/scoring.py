@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, UInt8
 
 from jax_noisy_anogan import parallel
-from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.config import Config, ConfigError
 from jax_noisy_anogan.latent_search import (
     Bank,
     Judgement,
