@@ -158,9 +158,9 @@ class GrowthConfig:
     resolutions that are not named take `minibatch_default`.
 
     Attributes:
-      microbatch: accumulates gradients: maps a resolution to the images of a device's minibatch that
-        pass through a network at once, for a third more arithmetic; resolutions that are not named
-        take all of them. The update is the same.
+      microbatch: accumulates gradients: maps a resolution to the images of a device's minibatch
+        that pass through a network at once, for a third more arithmetic; resolutions that are not
+        named take all of them. The update is the same.
       rematerialize_from: networks of this resolution and above compute each block again in the
         backward pass (of training and of the search) instead of keeping it; 0 never does.
     """
