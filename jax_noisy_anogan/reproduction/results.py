@@ -132,8 +132,10 @@ def lines_figure(
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     places = sorted({value for values, _ in curves.values() for value in values})
-    for name, (values, heights) in curves.items():
-        axes.plot([places.index(value) for value in values], heights, marker="o", label=name)
+    for number, (name, (values, heights)) in enumerate(curves.items()):
+        # The colours come round after ten.
+        style = "o-" if number < 10 else "s--"
+        axes.plot([places.index(value) for value in values], heights, style, label=name)
     axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.spines[["top", "right"]].set_visible(False)
