@@ -325,6 +325,7 @@ def _run(modules, bench):
     return cells
 
 
+@pytest.mark.slow
 def test_digits_and_their_figures_from_training_to_pictures(tiny, monkeypatch, capsys):
     monkeypatch.setattr(mnist, "_methods", lambda bench: [runs.NOISY])
     bench = dataclasses.replace(tiny, options={"digits": [0]})
