@@ -4,14 +4,17 @@
 
 Draws the files with a seed (PNG, JPEG, BMP and TIFF in turn, grey, RGB and 16-bit, of three sizes),
 scores them once undisturbed and once killed (SIGKILL) at three random moments and started again,
-and compares both tables but for their times. Memory is the resident set of the command, read
-every second; growth is counted from a fifth of the way, when everything is compiled.
+and compares both tables but for their times. After a kill other images share a batch, which may
+change the last bits of a score: figures may differ by `TOLERANCE` of their size, everything else
+not at all. Memory is the resident set of the command, read every second; growth is counted from a
+fifth of the way, when everything is compiled.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -26,6 +29,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 KILLS = 3
+TOLERANCE = 1e-5
 SIZES = (28, 48, 96)
 FORMATS = ("png", "jpg", "bmp", "tiff")
 
@@ -88,6 +92,18 @@ def table(out: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "time"} for row in rows]
 
 
+def largest_difference(ours: dict, theirs: dict) -> float:
+    """Between the figures of two rows, relative to their size; infinite where texts differ."""
+    worst = 0.0
+    for name, a in ours.items():
+        b = theirs[name]
+        if isinstance(a, float) and isinstance(b, float):
+            worst = max(worst, abs(a - b) / max(abs(a), 1.0))
+        elif a != b:
+            return math.inf
+    return worst
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=Path, required=True)
@@ -105,6 +121,7 @@ def main() -> int:
         whole, resumed = table(root / "whole"), table(root / "killed")
         shutil.rmtree(root / "images")
 
+    differences = [largest_difference(a, b) for a, b in zip(whole, resumed, strict=True)]
     warm = memory[len(memory) // 5 :]
     half = len(warm) // 2
     result = {
@@ -112,7 +129,8 @@ def main() -> int:
         "rows": len(resumed),
         "lost": len({r["path"] for r in whole} - {r["path"] for r in resumed}),
         "twice": len(resumed) - len({r["path"] for r in resumed}),
-        "different": sum(a != b for a, b in zip(whole, resumed, strict=False)),
+        "rows_not_bit_equal": sum(d > 0 for d in differences),
+        "largest_difference": max(differences),
         "kills_after_s": [round(m, 1) for m in moments],
         "seconds": round(seconds, 1),
         "files_per_second": round(options.files / seconds, 1),
@@ -124,7 +142,8 @@ def main() -> int:
         print(f"{name:24} {value}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
-    fine = len(resumed) == options.files and not (result["lost"] or result["different"])
+    fine = len(resumed) == options.files and not result["lost"]
+    fine = fine and result["largest_difference"] <= TOLERANCE
     return 0 if fine else 1
 
 
