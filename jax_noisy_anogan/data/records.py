@@ -15,6 +15,7 @@ import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,20 +176,32 @@ class LevelSource:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
 
+    def _record(self, part: int, row: int) -> Any:
+        if part in self._opened:
+            return self._opened[part][row]
+        with _FIRST_USE:
+            opened = self._opened.get(part) or _open_part(self._parts[part][0], self._resolution)
+            record = opened[row]
+            self._opened[part] = opened
+            return record
+
     def _decode(self, index: int, feature: str) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        if part not in self._opened:
-            self._opened[part] = _open_part(self._parts[part][0], self._resolution)
         try:
-            record = self._opened[part][index - int(self._starts[part])]
+            record = self._record(part, index - int(self._starts[part]))
             return pyramid.decode_png(record[feature])
         except (OSError, ValueError, SyntaxError, RuntimeError) as error:
             raise DataError(
                 f"{self._parts[part][0]}: record {index} is damaged ({error}): delete the folder "
                 "and prepare again"
             ) from error
+
+
+# TFDS imports itself piece by piece at first use: two threads that do so at once can wait for each
+# other for ever.
+_FIRST_USE = threading.Lock()
 
 
 def _open_part(path: Path, resolution: int) -> Any:
