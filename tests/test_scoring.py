@@ -132,7 +132,7 @@ def test_evidence_is_measured_where_it_is_asked_for(model, whole):
     config = dataclasses.replace(CONFIG, score=ScoreConfig(map="evidence"))
     searched, results = whole
     pairs = [(image, found.latents) for image, found in zip(IMAGES, searched, strict=True)]
-    networks, params, _ = model
+    networks, params, *_ = model
 
     def logit(image):
         out = networks.discriminate(params.discriminator, image[None], stddev=jnp.float32(STDDEV))
