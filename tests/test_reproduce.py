@@ -339,7 +339,8 @@ def test_digits_and_their_figures_from_training_to_pictures(tiny, monkeypatch, c
     # Of so few images the two rows overlap.
     highest, usual = (noisy[kind]["scores"] for kind in ("highest", "usual"))
     assert highest == sorted(highest, reverse=True)
-    assert highest[0] >= usual[0] and highest[-1] >= usual[-1]
+    assert highest[0] >= usual[0]
+    assert highest[-1] >= usual[-1]
     capsys.readouterr()
 
 
