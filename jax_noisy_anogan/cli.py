@@ -164,8 +164,8 @@ def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
             raise
         first = (str(error).strip().splitlines() or ["no memory is left"])[0]
         _fail(
-            f"out of memory ({first[:200]}): lower config.growth.minibatch in training, "
-            "config.search.batch_size in searches"
+            f"out of memory ({first[:200]}): in training set config.growth.microbatch or "
+            "rematerialize_from, in searches lower config.search.batch_size"
         )
     except KeyboardInterrupt:
         _fail("interrupted", 130)

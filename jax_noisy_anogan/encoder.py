@@ -37,8 +37,8 @@ from jax_noisy_anogan.networks import (
     project_to_hypersphere,
     sample_latents,
 )
-from jax_noisy_anogan.scoring import Model, bind, make_encoder, pixel_scale
-from jax_noisy_anogan.train_step import Reference, to_float_images
+from jax_noisy_anogan.scoring import Model, bind, make_encoder
+from jax_noisy_anogan.train_step import Reference, pixel_scale, to_float_images
 
 _MINIBATCH = 32  # half of it normal training images
 _LEARNING_RATE = 0.003
@@ -81,7 +81,7 @@ def make_encoder_step(
         if axis_name is not None:
             key = jax.random.fold_in(key, lax.axis_index(axis_name))
         z = sample_latents(key, config.network.prior, (len(images), networks.latent_size))
-        real = to_float_images(images, pixel_scale(config))
+        real = to_float_images(images, pixel_scale(config.data))
         x = jnp.concatenate([real, networks.generate(params.generator, z)])
         features = jax.vmap(judge)(x).features
 

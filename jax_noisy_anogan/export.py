@@ -164,7 +164,8 @@ def export_model(
 def export_onnx(model: Model, out: Path) -> None:
     """Write `generator.onnx` (from `z` to `image`) and `discriminator.onnx` (`image` to `logit`).
 
-    Batches of any size; images are float32 in [-1, 1], `[batch, height, width, channels]`.
+    Batches of any size; images are float32, `[batch, height, width, channels]`, scaled as
+    `data.pixel_mean` and `pixel_std` say: in [-1, 1] by default.
 
     Raises:
       ConfigError: jax2onnx is not installed.

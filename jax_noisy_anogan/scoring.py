@@ -39,7 +39,13 @@ from jax_noisy_anogan.networks import (
     project_to_hypersphere,
 )
 from jax_noisy_anogan.networks.encoder import Encoder
-from jax_noisy_anogan.train_step import PixelScale, Reference, to_byte_images, to_float_images
+from jax_noisy_anogan.train_step import (
+    PAPER_SCALE,
+    Reference,
+    pixel_scale,
+    to_byte_images,
+    to_float_images,
+)
 
 Image = UInt8[np.ndarray, "height width channels"]
 
@@ -231,7 +237,7 @@ def make_functions(
       where `score.map` asks for it, `evidence`, `terms` one with the names of `TERMS`.
     """
     search, gamma = config.search, config.loss.gamma
-    pixels = pixel_scale(config)
+    pixels = pixel_scale(config.data)
 
     def search_images(variables, images):
         params, reference, guide = variables
@@ -270,7 +276,7 @@ def make_functions(
             values = (found.total, found.residual, found.feature, found.penalty, -judged.logit)
             terms = dict(zip(TERMS, values, strict=True))
             # In the units of [-1, 1], whatever the networks are shown.
-            maps = {"difference": pixel_difference(x, drawn) * (pixels.std / 0.5)}
+            maps = {"difference": pixel_difference(x, drawn) * (pixels.std / PAPER_SCALE.std)}
             if config.score.map == "evidence":
                 maps["evidence"] = evidence(lambda image: judge(image).logit, x, drawn)
             return to_byte_images(drawn, pixels), maps, terms
@@ -330,11 +336,6 @@ def with_guide(model: Model, config: Config) -> Model:
         )
 
     return model._replace(guide=draw(params))
-
-
-def pixel_scale(config: Config) -> PixelScale:
-    """How pixels enter the networks of a run."""
-    return PixelScale(config.data.pixel_mean, config.data.pixel_std)
 
 
 def make_encoder(config: Config) -> Encoder:

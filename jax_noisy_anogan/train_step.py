@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jax_noisy_anogan import losses
-from jax_noisy_anogan.config import ConfigError, LossConfig, OptimConfig
+from jax_noisy_anogan.config import ConfigError, DataConfig, LossConfig, OptimConfig
 from jax_noisy_anogan.networks import (
     NetworkParams,
     Networks,
@@ -79,6 +79,11 @@ class PixelScale(NamedTuple):
 
 
 PAPER_SCALE = PixelScale(0.5, 0.5)
+
+
+def pixel_scale(data: DataConfig) -> PixelScale:
+    """How pixels enter the networks of a run."""
+    return PixelScale(data.pixel_mean, data.pixel_std)
 
 
 def to_float_images(
@@ -299,7 +304,8 @@ def make_train_step(
         # Moments, since the mean of the devices' deviations would not be the whole batch's.
         mean, square = mean_over_devices((fake.mean(axis=0), jnp.square(fake).mean(axis=0)))
         spread = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0.0)).mean()
-        metrics |= {"g_loss": g_loss, "g_spread": spread}
+        # In the units of [-1, 1], as `collapse` judges it, whatever the networks are shown.
+        metrics |= {"g_loss": g_loss, "g_spread": spread * (pixels.std / PAPER_SCALE.std)}
         norms = {
             "d_gradient_norm": optax.tree.norm(gradients_d),
             "g_gradient_norm": optax.tree.norm(gradients_g),

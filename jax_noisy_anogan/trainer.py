@@ -34,13 +34,13 @@ from jax_noisy_anogan.growth import Phase, Schedule, alpha_in, make_schedule
 from jax_noisy_anogan.logs import MetricWriter, ProgressLine
 from jax_noisy_anogan.networks import Networks, build_networks, sample_latents
 from jax_noisy_anogan.train_step import (
-    PixelScale,
     TrainState,
     ema_decay_for,
     grow_state,
     init_state,
     make_optimizer,
     make_train_step,
+    pixel_scale,
     to_byte_images,
 )
 
@@ -305,8 +305,8 @@ class _Run:
             (self.config.train.sample_images, self.config.network.latent_size),
         )
         params = parallel.local_copy(state.average.generator)
-        pixels = PixelScale(self.config.data.pixel_mean, self.config.data.pixel_std)
-        drawn = np.asarray(to_byte_images(jax.jit(networks.generate)(params, z), pixels))
+        images = jax.jit(networks.generate)(params, z)
+        drawn = np.asarray(to_byte_images(images, pixel_scale(self.config.data)))
         kind = "fade" if phase.fading else "stable"
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
@@ -333,7 +333,7 @@ def compile_step(
         loss=config.loss,
         prior=config.network.prior,
         ema_decay=ema_decay_for(config.optim.ema_half_life_images, phase.minibatch),
-        pixels=PixelScale(config.data.pixel_mean, config.data.pixel_std),
+        pixels=pixel_scale(config.data),
         axis_name=parallel.AXIS,
     )
 

@@ -21,6 +21,9 @@ from jax_noisy_anogan.errors import UserError
 HARMLESS = (
     "data.cache_dir",
     "data.root",
+    # Memory: the same update but for the order of its sums, where the old one does not fit.
+    "growth.microbatch",
+    "growth.rematerialize_from",
     "search.",
     "score.",
     "train.checkpoint_every_images",

@@ -15,7 +15,7 @@ from absl import logging
 import jax_noisy_anogan
 from jax_noisy_anogan import cli, collapse, logs, trainer, workdir
 from jax_noisy_anogan.calibration import CalibrationError
-from jax_noisy_anogan.config import Config, ConfigError, DataConfig, TrainConfig
+from jax_noisy_anogan.config import Config, ConfigError, DataConfig, GrowthConfig, TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -89,7 +89,9 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_changed_settings_are_named_and_harmless_ones_allowed(tmp_path):
     workdir.settle_config(tmp_path, Config())
     harmless = Config(
-        data=DataConfig(cache_dir="/elsewhere"), train=TrainConfig(keep_checkpoints=5)
+        data=DataConfig(cache_dir="/elsewhere"),
+        growth=GrowthConfig(microbatch={"32": 4}),
+        train=TrainConfig(keep_checkpoints=5),
     )
     workdir.settle_config(tmp_path, harmless)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["keep_checkpoints"] == 5

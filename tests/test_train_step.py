@@ -441,6 +441,8 @@ def test_an_update_sees_images_through_their_scale():
         ema_decay=DECAY,
         pixels=PixelScale(0.25, 0.25),
     )
-    want, _ = jax.jit(plain)(start, 2 * real, 2 * abnormal, alpha, KEY)
-    got, _ = jax.jit(scaled)(start, real, abnormal, alpha, KEY)
+    want, seen = jax.jit(plain)(start, 2 * real, 2 * abnormal, alpha, KEY)
+    got, half = jax.jit(scaled)(start, real, abnormal, alpha, KEY)
     assert_same_update(start, got, want)
+    # Its drawn images span half as many grey levels.
+    np.testing.assert_allclose(2.0 * half["g_spread"], seen["g_spread"], rtol=1e-5)

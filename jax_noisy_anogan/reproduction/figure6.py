@@ -8,6 +8,7 @@ abnormal puzzles are known, and the cells of a tested puzzle are searched togeth
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,11 +21,10 @@ from PIL import Image
 from jax_noisy_anogan import evaluation, experiment, pictures
 from jax_noisy_anogan.calibration import CALIBRATED
 from jax_noisy_anogan.config import Config, DataConfig, validate
-from jax_noisy_anogan.data import load_dataset, make_split
+from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
 from jax_noisy_anogan.data.ir_mnist import CELL_SIDE, CELLS, SIDE, cell_mask
 from jax_noisy_anogan.data.source import Example, digest
 from jax_noisy_anogan.data.sources import open_source
-from jax_noisy_anogan.experiment import Trained
 from jax_noisy_anogan.metrics import image_metrics
 from jax_noisy_anogan.reproduction import runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
@@ -188,7 +188,7 @@ def _whole_cell(bench: Bench) -> Cell:
     def compute() -> Values:
         trained = run.trained()
         dataset, digit = trained.dataset, config.data.abnormal_digit
-        tested = _tested(trained)[:count]
+        tested = _tested(dataset, trained.split)[:count]
         found = runs.look(trained, config, tested)
         assert dataset.cells is not None
         is_three = np.array([dataset.cells[k] == digit for k in tested])
@@ -213,12 +213,11 @@ def _puzzles(bench: Bench) -> int:
     return 8 if bench.quick else 50
 
 
-def _tested(trained: Trained) -> Int[np.ndarray, " n"]:
+def _tested(dataset: Dataset, split: Split) -> Int[np.ndarray, " n"]:
     """Abnormal test puzzles whose cells are known, in the order of the data set."""
-    test = trained.split.test
-    assert trained.dataset.cells is not None
-    labelled = (trained.dataset.cells[test] >= 0).all(axis=(1, 2))
-    return test[trained.split.is_abnormal[test] & labelled]
+    assert dataset.cells is not None
+    labelled = (dataset.cells[split.test] >= 0).all(axis=(1, 2))
+    return split.test[split.is_abnormal[split.test] & labelled]
 
 
 def _parts(
@@ -230,10 +229,9 @@ def _parts(
     source = open_source(config.data, resolution=config.growth.resolution)
     place = {example.id: k for k, example in enumerate(source.examples)}
     known = [*split.train_known_abnormal, *split.validation_known_abnormal]
-    tested = _tested(Trained(dataset, split, None))  # type: ignore[arg-type]
-    examples = list(source.examples)
+    tested = _tested(dataset, split)
     return (
-        examples,
+        list(source.examples),
         [place[dataset.ids[k]] for k in known],
         [place[dataset.ids[k]] for k in tested],
     )
@@ -245,7 +243,8 @@ def _write_cells(
     """Every cell of the flawless puzzles, and the 3s of the known ones, as an image folder."""
     if folder.exists():
         return
-    partial = folder.with_suffix(f".partial-{id(folder)}")
+    # Two processes may need the cells at once: each writes its own, and one of them stays.
+    partial = folder.with_suffix(f".partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     for kind, puzzles in (("normal", flawless), ("abnormal", known)):
         (partial / kind).mkdir(parents=True)
@@ -256,8 +255,12 @@ def _write_cells(
                 Image.fromarray(tiles[cell][..., 0]).save(
                     partial / kind / f"{number:05d}-{cell:03d}.png"
                 )
-    if not folder.exists():
+    try:
         partial.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(partial)
 
 
 def _threes(example: Example, digit: int) -> Bool[np.ndarray, "11 11"]:

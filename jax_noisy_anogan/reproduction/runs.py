@@ -23,7 +23,7 @@ from jax_noisy_anogan.experiment import Trained
 from jax_noisy_anogan.metrics import image_metrics
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
 from jax_noisy_anogan.scoring import Image, ImageResult, Scorer
-from jax_noisy_anogan.train_step import to_float_images
+from jax_noisy_anogan.train_step import pixel_scale, to_float_images
 
 SCORES = ("score", "calibrated", "residual", "feature", "penalty", "discriminator", "local")
 ANOGAN, NOISY, BALANCED = "AnoGAN (gamma = 1)", "Noisy-AnoGAN", "Noisy-AnoGAN, Eq. 18"
@@ -160,7 +160,8 @@ def discriminator_features(run: Run, indices: Indices) -> Rows:
     trained = run.trained()
     model, resolution = trained.model, run.config.search.feature_resolution
     stddev = model.reference.mean("stddev")
-    x = to_float_images(jnp.asarray(trained.dataset.images(indices, trained.dataset.resolution)))
+    images = jnp.asarray(trained.dataset.images(indices, trained.dataset.resolution))
+    x = to_float_images(images, pixel_scale(run.config.data))
     judge = jax.jit(model.networks.discriminate)
     return array_features(judge(model.params.discriminator, x, stddev=stddev).features[resolution])
 
