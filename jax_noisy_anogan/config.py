@@ -63,6 +63,9 @@ class DataConfig:
       layout: of an image folder: "auto", "mvtec", "plain" or "magnetic_tile".
       on_bad_image: "raise" at the first unusable file, or "skip" and list it in the report.
       max_image_pixels: larger files are refused before they are decoded.
+      local_contrast: if positive, every pixel is replaced by how far it lies from the mean of its
+        neighbourhood, in deviations of that neighbourhood, which takes uneven light away; this is
+        the neighbourhood's Gaussian deviation as a share of the side.
       pixel_mean, pixel_std: networks see (pixel / 255 - pixel_mean) / pixel_std; the defaults give
         the paper's [-1, 1]. Textures of faint contrast need their own, which
         `python -m jax_noisy_anogan.describe` prints.
@@ -95,6 +98,8 @@ class DataConfig:
       flip_horizontal, flip_vertical, quarter_turns: random augmentations of training images.
       max_shift: largest random shift as a fraction of the side.
       brightness: largest random change of brightness as a fraction of the full range.
+      paste_defects: share of the known abnormal training images or tiles with masks whose defect is
+        shown on a random normal one instead, so that few known defects meet many backgrounds.
     """
 
     name: str = "mnist5k"
@@ -105,6 +110,7 @@ class DataConfig:
     layout: str = "auto"
     on_bad_image: str = "raise"
     max_image_pixels: int = 100_000_000
+    local_contrast: float = 0.0
     pixel_mean: float = 0.5
     pixel_std: float = 0.5
     tile_image_resolution: int = 0
@@ -136,6 +142,7 @@ class DataConfig:
     quarter_turns: bool = False
     max_shift: float = 0.0
     brightness: float = 0.0
+    paste_defects: float = 0.0
 
 
 @dataclass
@@ -480,8 +487,12 @@ def _validate_data(data: DataConfig) -> None:
             _fail(f"data.{name}", value, "from 0 to below 1")
     if not 0.0 <= data.pixel_mean <= 1.0:
         _fail("data.pixel_mean", data.pixel_mean, "from 0 to 1")
+    if not 0.0 <= data.local_contrast <= 0.5:
+        _fail("data.local_contrast", data.local_contrast, "from 0 to 0.5")
     if not 0.001 <= data.pixel_std <= 1.0:
         _fail("data.pixel_std", data.pixel_std, "from 0.001 to 1")
+    if not 0.0 <= data.paste_defects <= 1.0:
+        _fail("data.paste_defects", data.paste_defects, "from 0 to 1")
     if not 0.0 <= data.brightness <= 1.0:
         _fail("data.brightness", data.brightness, "from 0 to 1")
     if data.known_abnormal_count and data.known_abnormal_ratio:

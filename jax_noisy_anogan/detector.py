@@ -17,9 +17,9 @@ from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.calibration import Calibration
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data import DataError
+from jax_noisy_anogan.data.contrast import prepared
 from jax_noisy_anogan.data.decode import decode_image
 from jax_noisy_anogan.data.mnist import pad_to_32
-from jax_noisy_anogan.data.pyramid import fit_square
 from jax_noisy_anogan.data.records import image_resolution
 from jax_noisy_anogan.evaluation import LOCAL, load_maps
 from jax_noisy_anogan.localization import Box, MapCalibration, calibrated_map, largest_region
@@ -123,7 +123,7 @@ class Detector:
             pixels = _as_pixels(image, data.channels)
         if data.name in ("mnist", "mnist5k") and pixels.shape == (28, 28, 1):
             pixels = pad_to_32(pixels[..., 0])
-        return fit_square(pixels, self.resolution, data.fit)
+        return prepared(pixels, self.resolution, data)
 
     def stream(
         self,

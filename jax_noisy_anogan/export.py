@@ -46,6 +46,7 @@ from jax_noisy_anogan import cli
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.calibration import CALIBRATED, Calibration
 from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.data.contrast import local_contrast
 from jax_noisy_anogan.data.records import image_resolution
 from jax_noisy_anogan.evaluation import LOCAL, load_maps
 from jax_noisy_anogan.localization import (
@@ -69,7 +70,7 @@ _FindOne = Callable[[UInt8[Array, "h w c"]], _Measured]
 def make_detect(
     model: Model, config: Config, calibration: Calibration, maps: MapCalibration
 ) -> Callable[[UInt8[Array, "batch side side channels"]], dict[str, Any]]:
-    """All of `Detector.score` after `Detector.prepare` as one pure function of the images.
+    """All of `Detector.score` as one pure function of images that `data.fit` has made square.
 
     Images of a tiled model are cut and blended inside, one image at a time and
     `search.batch_size` tiles at once; those of others are searched together, so that the caller's
@@ -94,6 +95,7 @@ def make_detect(
         return drawn, whole[..., -1], worst
 
     def detect(images: UInt8[Array, "batch side side channels"]) -> dict[str, Any]:
+        images = jax.vmap(lambda image: local_contrast(image, config.data.local_contrast))(images)
         if len(positions) == 1:
             drawn, unusual, terms = jax.vmap(find_tile)(images)
         else:

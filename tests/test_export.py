@@ -52,7 +52,11 @@ def a_detector(*, channels: int, tiled: bool) -> Detector:
     """With networks that were never trained, and a calibration between its first two images."""
     resolution = 4 if tiled else 8
     config = config_lib.Config(
-        data=config_lib.DataConfig(channels=channels, tile_image_resolution=32 if tiled else 0),
+        data=config_lib.DataConfig(
+            channels=channels,
+            tile_image_resolution=32 if tiled else 0,
+            local_contrast=0.1 if tiled else 0.0,
+        ),
         network=config_lib.NetworkConfig(fmap_base=64, fmap_max=8, latent_size=8),
         growth=config_lib.GrowthConfig(start_resolution=4, resolution=resolution),
         loss=config_lib.LossConfig(objective="wgan_gp" if tiled else "equation_18", penalty="gp"),
@@ -111,13 +115,14 @@ def exports(tmp_path_factory):
         rng = np.random.default_rng(1)
         shape = (detector.resolution, detector.resolution, channels)
         images = np.stack([rng.integers(low, 256, shape, np.uint8) for low in (0, 120, 240)])
-        middle = float(np.median([found.calibrated for found in detector.stream(images)]))
+        prepared = [detector.prepare(image) for image in images]
+        middle = float(np.median([found.calibrated for found in detector.stream(prepared)]))
         thresholds = {
             **detector.calibration.thresholds,
             CALIBRATED: Thresholds(middle - 1e-3, 0.0, None, None),
         }
         detector.calibration = dataclasses.replace(detector.calibration, thresholds=thresholds)
-        expected = list(detector.stream(images))
+        expected = list(detector.stream(prepared))
         np.save(folder / "images.npy", images)
         export.export_model(
             detector._model, detector.config, detector.calibration, detector._maps, folder

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from jax_noisy_anogan.config import DataConfig
 
 # Random numbers that one image needs.
 DRAWS = 6
+# Width of the seam around a pasted defect, as a share of the side.
+_SEAM = 1 / 64
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which changes, and how strong; see the fields of the same names in `DataConfig`."""
+    """Which changes, and how strong; see the fields of the same names in `DataConfig`.
+
+    `paste_defects` needs other images and their masks: it is left to the pipeline.
+    """
 
     flip_horizontal: bool = False
     flip_vertical: bool = False
     quarter_turns: bool = False
     max_shift: float = 0.0
     brightness: float = 0.0
+    paste_defects: float = 0.0
 
     @classmethod
     def from_config(cls, config: DataConfig) -> Augmentation:
@@ -32,11 +40,13 @@ class Augmentation:
             quarter_turns=config.quarter_turns,
             max_shift=config.max_shift,
             brightness=config.brightness,
+            paste_defects=config.paste_defects,
         )
 
     @property
     def is_off(self) -> bool:
-        return self == Augmentation()
+        """Whether a call changes nothing."""
+        return dataclasses.replace(self, paste_defects=0.0) == Augmentation()
 
     def __call__(
         self,
@@ -66,6 +76,27 @@ class Augmentation:
             changed = image + 255 * self.brightness * (2 * brighter - 1)
             image = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
         return image
+
+
+def paste_defect(
+    image: UInt8[np.ndarray, "side side channels"],
+    coverage: Float[np.ndarray, "side side"],
+    background: UInt8[np.ndarray, "side side channels"],
+) -> UInt8[np.ndarray, "side side channels"]:
+    """The defect of one image laid over a flawless one, with a soft seam around it.
+
+    The defect keeps its contrast to what surrounded it: it is shifted by the difference of the two
+    images' means outside of it.
+
+    Args:
+      coverage: the defective share of every pixel of `image`, 0 to 1.
+    """
+    soft = np.minimum(1.0, 2.0 * ndimage.gaussian_filter(coverage, _SEAM * len(image)))
+    weight = soft[..., None]
+    apart = ((1.0 - weight) * (background.astype(np.float32) - image)).sum(axis=(0, 1))
+    shift = apart / max(float((1.0 - weight).sum()), 1.0)
+    pasted = weight * (image + shift) + (1.0 - weight) * background
+    return np.clip(np.rint(pasted), 0, 255).astype(np.uint8)
 
 
 def _shifted(image: np.ndarray, shift: np.ndarray) -> np.ndarray:

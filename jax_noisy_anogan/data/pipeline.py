@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
-from jax_noisy_anogan.data.augment import DRAWS, Augmentation
+from jax_noisy_anogan.data.augment import DRAWS, Augmentation, paste_defect
 from jax_noisy_anogan.data.errors import DataError
 from jax_noisy_anogan.data.protocols import Split
 from jax_noisy_anogan.data.records import Dataset
@@ -25,6 +25,8 @@ PREFETCHED_BATCHES = 8
 PREFETCHED_BYTES = 256 * 2**20
 READING_THREADS = 4
 DEFECT_POINTS = 64
+# Of a tile's side: what of a defect lies at the border alone cannot be told from a flawless tile.
+DEFECT_MARGIN = 0.2
 DRAWN_TOGETHER = 256
 
 
@@ -87,9 +89,15 @@ class TrainingStreams(Iterator[TrainingBatch]):
         if with_abnormal:
             parts["abnormal"] = split.train_known_abnormal
         local = minibatch // process_count
+        side = resolution * dataset.tiles_per_side
+        images = {
+            name: _readable(dataset, indices, side, memory_bytes)
+            for name, indices in parts.items()
+            if _nonempty(name, indices)
+        }
         self._streams = {
             name: _Stream(
-                _readable(dataset, indices, resolution * dataset.tiles_per_side, memory_bytes),
+                images[name],
                 order=_Order(len(indices), seed, name),
                 local=slice(process_index * local, (process_index + 1) * local),
                 change=_Change(
@@ -98,11 +106,12 @@ class TrainingStreams(Iterator[TrainingBatch]):
                     dataset.tiles_per_side,
                     seed,
                     name,
-                    _defects(dataset, indices) if name == "abnormal" else None,
+                    _defects(dataset, indices, side) if name == "abnormal" else None,
+                    images["normal"],
+                    len(split.train_normal),
                 ),
             )
             for name, indices in parts.items()
-            if _nonempty(name, indices)
         }
         self._bytes = 2 * local * resolution**2 * dataset.channels
         self._positions = dict.fromkeys(self._streams, 0)
@@ -225,22 +234,33 @@ class _Order:
         return np.random.Generator(np.random.PCG64(sequence)).permutation(self._length)
 
 
-def _defects(dataset: Dataset, indices: Int[np.ndarray, " n"]) -> list[list[list[float]]] | None:
-    """Up to `DEFECT_POINTS` defective pixels (y, x) per image, as fractions of its side.
+class _Defects:
+    """Where the images of a part are defective.
 
-    None where images are not cut into tiles or have no masks. An image whose mask is unknown, or
-    vanishes at its resolution, has no points.
+    Attributes:
+      points: of every image up to `DEFECT_POINTS` defective pixels (y, x) as fractions of its side.
+        An image whose mask is unknown, or vanishes at its resolution, has none.
     """
-    if dataset.tiles_per_side == 1 or not dataset.has_masks:
-        return None
-    points = []
-    for index in indices:
-        masks = dataset.masks([int(index)], dataset.resolution)
-        assert masks is not None
-        pixels = np.argwhere(masks[0])
-        chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), DEFECT_POINTS)).astype(int)
-        points.append(((pixels[chosen] + 0.5) / dataset.resolution).tolist())
-    return points
+
+    def __init__(self, dataset: Dataset, indices: Int[np.ndarray, " n"], side: int):
+        self._source, self._indices = dataset.source(side), indices
+        self.points: list[list[list[float]]] = []
+        for index in indices:
+            masks = dataset.masks([int(index)], dataset.resolution)
+            assert masks is not None
+            pixels = np.argwhere(masks[0])
+            chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), DEFECT_POINTS)).astype(int)
+            self.points.append(((pixels[chosen] + 0.5) / dataset.resolution).tolist())
+
+    def coverage(self, row: int) -> Float[np.ndarray, "side side"]:
+        """The defective share of every pixel."""
+        return self._source.mask(int(self._indices[row])).astype(np.float32) / 255.0
+
+
+def _defects(dataset: Dataset, indices: Int[np.ndarray, " n"], side: int) -> _Defects | None:
+    """None where masks are not known, or nobody asks for them."""
+    wanted = dataset.tiles_per_side > 1 or dataset.augmentation.paste_defects > 0
+    return _Defects(dataset, indices, side) if wanted and dataset.has_masks else None
 
 
 class _Change:
@@ -248,6 +268,10 @@ class _Change:
 
     A tile of an abnormal image shows some of its defect where the mask is known: most tiles of it
     are flawless, and as known abnormal ones they would teach that flawless tiles are abnormal.
+
+    Args:
+      defects: of the images that are changed, where they are abnormal and have masks.
+      backgrounds, background_count: normal images that defects are laid over.
     """
 
     def __init__(
@@ -257,45 +281,65 @@ class _Change:
         tiles_per_side: int,
         seed: int,
         name: str,
-        defects: list[list[list[float]]] | None = None,
+        defects: _Defects | None,
+        backgrounds: _Images,
+        background_count: int,
     ):
         self._defects = defects
+        self._backgrounds, self._background_count = backgrounds, background_count
         self._augmentation = augmentation
+        self._pasted = augmentation.paste_defects if defects is not None else 0.0
         self._resolution = resolution
         self._room = resolution * (tiles_per_side - 1)
-        self._key = [seed, zlib.crc32(name.encode()), 1]
-        self._block = functools.lru_cache(maxsize=8)(self._draw_block)
+        self._key = [seed, zlib.crc32(name.encode())]
+        self._block = functools.lru_cache(maxsize=16)(self._draw_block)
 
     @property
     def is_off(self) -> bool:
-        return self._room == 0 and self._augmentation.is_off
+        return self._room == 0 and not self._pasted and self._augmentation.is_off
 
     def __call__(
         self, image: UInt8[np.ndarray, "height width c"], row: int, position: int
     ) -> UInt8[np.ndarray, "r r c"]:
-        block, offset = divmod(position, DRAWN_TOGETHER)
-        top, left, point, *draws = self._block(block)[offset]
-        if self._room:
-            if self._defects is not None and len(self._defects[row]):
-                top, left = self._around(self._defects[row], point, top, left)
-            # As a fraction of the image, the same tile is cropped at every resolution.
-            top, left = int(top * (self._room + 1)), int(left * (self._room + 1))
-            image = image[top : top + self._resolution, left : left + self._resolution]
-        return image if self._augmentation.is_off else self._augmentation(image, draws)
+        top, left, point, *draws = self._draws(position, kind=1, count=3 + DRAWS)
+        points = self._defects.points[row] if self._defects is not None else []
+        if self._room and points:
+            top, left = self._around(points, point, top, left)
+        crop = self._crop(top, left)
+        tile = image[crop]
+        if points and self._pasted:
+            assert self._defects is not None
+            pasted, which, top, left = self._draws(position, kind=2, count=4)
+            if pasted < self._pasted:
+                chosen = np.array([int(which * self._background_count)])
+                background = self._backgrounds[chosen][0][self._crop(top, left)]
+                tile = paste_defect(tile, self._defects.coverage(row)[crop], background)
+        return tile if self._augmentation.is_off else self._augmentation(tile, draws)
 
-    def _draw_block(self, block: int) -> list[list[float]]:
+    def _crop(self, top: float, left: float) -> tuple[slice, slice]:
+        """A tile that starts at these shares of the room: the same one at every resolution."""
+        starts = (int(start * (self._room + 1)) for start in (top, left))
+        down, right = (slice(start, start + self._resolution) for start in starts)
+        return down, right
+
+    def _draws(self, position: int, *, kind: int, count: int) -> list[float]:
+        block, offset = divmod(position, DRAWN_TOGETHER)
+        return self._block(kind, count, block)[offset]
+
+    def _draw_block(self, kind: int, count: int, block: int) -> list[list[float]]:
         """The random numbers of many positions at once: a generator of each one's own is slow."""
-        sequence = np.random.SeedSequence([*self._key, block])
+        sequence = np.random.SeedSequence([*self._key, kind, block])
         rng = np.random.Generator(np.random.PCG64(sequence))
-        return rng.random((DRAWN_TOGETHER, 3 + DRAWS)).tolist()
+        return rng.random((DRAWN_TOGETHER, count)).tolist()
 
     def _around(
         self, points: list[list[float]], point: float, top: float, left: float
     ) -> tuple[float, float]:
-        """A crop's start, as a share of the room, that has one of the points inside."""
+        """A crop's start, as a share of the room, that has one of the points well inside."""
         side = self._resolution / (self._resolution + self._room)
         y, x = points[int(point * len(points))]
-        starts = ((y - top * side) / (1 - side), (x - left * side) / (1 - side))
+        down, right = (DEFECT_MARGIN + (1 - 2 * DEFECT_MARGIN) * share for share in (top, left))
+        starts = ((y - down * side) / (1 - side), (x - right * side) / (1 - side))
         down, right = (min(max(start, 0.0), 1.0 - 1e-9) for start in starts)
         return down, right
 

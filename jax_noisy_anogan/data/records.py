@@ -27,6 +27,7 @@ from jaxtyping import Bool, Int, UInt8
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import pyramid
 from jax_noisy_anogan.data.augment import Augmentation
+from jax_noisy_anogan.data.contrast import prepared
 from jax_noisy_anogan.data.errors import DataError
 from jax_noisy_anogan.data.source import BadImageError, Example, Picture, Source, digest
 from jax_noisy_anogan.data.sources import open_source
@@ -262,6 +263,7 @@ def prepared_folder(config: DataConfig, source: Source, *, resolution: int) -> P
         resolution,
         config.channels,
         config.fit,
+        config.local_contrast,
         config.max_image_pixels,
         config.on_bad_image,
     )
@@ -434,7 +436,7 @@ class _Encoder:
         image = picture.image
         if image.shape[-1] != self.config.channels:
             image = np.repeat(image[..., :1], self.config.channels, axis=-1)
-        images = self._pyramid(pyramid.fit_square(image, self.resolution, self.config.fit))
+        images = self._pyramid(prepared(image, self.resolution, self.config))
         masks: dict[int, bytes] = {}
         if self.source.has_masks:
             mask = np.zeros(image.shape[:2], bool) if picture.mask is None else picture.mask
