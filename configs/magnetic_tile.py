@@ -3,8 +3,9 @@
 10 % of every kind of defect is known. Images are brought to 128 x 128 and looked at in tiles of
 32 x 32. Any folder in that layout will do; `describe` prints the pixel scale for it.
 
-The surfaces are faint, so that pixels enter at their own scale. Known defects and drawn images
-weigh the same (gamma 1/2): at 1/10 too little is left for the drawn ones, and G collapses.
+Light differs more between the surfaces than defects do: networks see local contrast instead of
+brightness. Known defects, which are few, are also shown on other surfaces. Known defects and drawn
+images weigh the same (gamma 1/2): at 1/10 too little is left for the drawn ones, and G collapses.
 
     python -m jax_noisy_anogan.train --config configs/magnetic_tile.py --config.data.root=FOLDER \
       --workdir runs/magnetic_tile
@@ -29,11 +30,13 @@ def get_config(name: str = "") -> Config:
         data=DataConfig(
             name="image_folder",
             layout="magnetic_tile",
-            pixel_mean=0.3,
-            pixel_std=0.1,
+            local_contrast=1 / 16,
+            pixel_mean=0.5,
+            pixel_std=0.08,
             tile_image_resolution=128,
             flip_horizontal=True,
             flip_vertical=True,
+            paste_defects=0.5,
             max_validation_images=80,
             max_test_images=200,
         ),
@@ -42,12 +45,12 @@ def get_config(name: str = "") -> Config:
             resolution=32,
             stable_images=3_000,
             fade_images=2_000,
-            final_images=40_000,
+            final_images=100_000,
             minibatch_default=16,
             minibatch={},
         ),
         loss=LossConfig(gamma=0.5, objective="equation_18", penalty_weight=0.1),
-        optim=OptimConfig(ema_half_life_images=4_000.0),
+        optim=OptimConfig(learning_rate=0.002, ema_half_life_images=4_000.0),
         search=SearchConfig(steps=30, batch_size=64),
         score=ScoreConfig(map="evidence", tile_overlap=0.125, map_sigma=1.5),
         train=TrainConfig(checkpoint_every_images=10_000),

@@ -131,7 +131,7 @@ def search_latents(
     Args:
       generate: one latent to one image, parameters already bound.
       judge: D on one image, likewise.
-      images: in [-1, 1].
+      images: on the pixel scale of training.
       key: draws the starting latents, the same ones for every image, so that a score depends on
         the image alone.
       search: steps, step rule, restarts, lambda, reduction.

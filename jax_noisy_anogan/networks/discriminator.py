@@ -64,7 +64,7 @@ class Discriminator(nn.Module):
         """Judge images.
 
         Args:
-          x: images in [-1, 1].
+          x: images on the pixel scale of training ([-1, 1] by default).
           alpha: share of the newest block while `fading`, in [0, 1]; otherwise unused.
           stddev: a stored value of the minibatch statistic. With it, every image is judged on its
             own: this is how scores are made. Without it the statistic comes from the batch: this is

@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         """Guess latents of images.
 
         Args:
-          x: square images in [-1, 1].
+          x: square images on the pixel scale of training.
 
         Returns:
           Latents, float32, of any length: only their direction matters to the generator.

@@ -62,7 +62,8 @@ class Generator(nn.Module):
           alpha: share of the newest block while `fading`, in [0, 1]; otherwise unused.
 
         Returns:
-          Images, float32, linear output: real images lie in [-1, 1], drawn ones may exceed it.
+          Images, float32, linear output, on the pixel scale of training: [-1, 1] by default, which
+          drawn ones may exceed.
         """
 
         def draw(self: Generator, z: Array) -> Array:
