@@ -38,11 +38,13 @@ def get_config(name: str = "") -> Config:
             resolution=32,
             stable_images=3_000,
             fade_images=2_000,
-            final_images=40_000,
+            final_images=30_000,
             minibatch_default=16,
             minibatch={},
         ),
-        loss=LossConfig(gamma=0.5, objective="equation_18", penalty_weight=0.1),
+        loss=LossConfig(
+            gamma=0.5, objective="equation_18", penalty_weight=0.1, abnormal_statistic="real"
+        ),
         optim=OptimConfig(learning_rate=0.002, ema_half_life_images=4_000.0),
         search=SearchConfig(steps=30, batch_size=64),
         score=ScoreConfig(map="evidence", tile_overlap=0.125, map_sigma=1.5),

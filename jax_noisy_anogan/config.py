@@ -194,6 +194,10 @@ class LossConfig:
       penalty_weight: of the penalty; R1 is weighed by gamma besides.
       penalty_interval: the penalty looks at one group of images in so many.
       drift_weight: of the square of a Wasserstein critic's output.
+      abnormal_statistic: the minibatch standard deviation that D judges known abnormal images with:
+        "own", of their own groups, or "real", that of the normal images beside them, as every image
+        is judged when it is scored. With "own" D may learn to know groups of abnormal images by
+        their spread, and then knows a single one less well.
     """
 
     gamma: float = 0.1
@@ -202,6 +206,7 @@ class LossConfig:
     penalty_weight: float = 1.0
     penalty_interval: int = 1
     drift_weight: float = 0.001
+    abnormal_statistic: str = "own"
 
 
 @dataclass
@@ -585,6 +590,7 @@ def _validate_loss(config: Config) -> None:
             "critic lowers its loss by (1 - gamma) c, without bound",
         )
     _one_of("loss.objective", loss.objective, OBJECTIVES)
+    _one_of("loss.abnormal_statistic", loss.abnormal_statistic, ("own", "real"))
     _one_of("loss.penalty", loss.penalty, PENALTIES)
     _at_least("loss.penalty_weight", loss.penalty_weight, 0.0)
     _at_least("loss.penalty_interval", loss.penalty_interval, 1)

@@ -214,8 +214,12 @@ def make_train_step(
             return losses.r1_penalty(critic, real[keep])
         return losses.wgan_gradient_penalty(critic, real[keep], fake[keep], mix[keep])
 
-    def judge_not_normal(params, fake, abnormal, alpha):
+    def judge_not_normal(params, fake, abnormal, alpha, stddev_real):
         count = fake.shape[0]
+        if abnormal is not None and loss.abnormal_statistic == "real":
+            logits_fake = networks.discriminate(params, fake, alpha).logits
+            stddev = lax.stop_gradient(stddev_real)
+            return logits_fake, networks.discriminate(params, abnormal, alpha, stddev).logits
         if abnormal is not None and count % group == 0:
             both = jnp.concatenate([fake, abnormal])
             logits = networks.discriminate(params, both, alpha).logits
@@ -228,7 +232,9 @@ def make_train_step(
 
     def discriminator_objective(params, real, fake, abnormal, alpha, mix):
         out_real, gradient = judge_real(params, real, alpha)
-        logits_fake, logits_abnormal = judge_not_normal(params, fake, abnormal, alpha)
+        logits_fake, logits_abnormal = judge_not_normal(
+            params, fake, abnormal, alpha, out_real.stddev
+        )
         terms = discriminator_loss(out_real.logits, logits_fake, logits_abnormal, loss.gamma)
         total = terms.total
         metrics = {

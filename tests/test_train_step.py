@@ -171,12 +171,21 @@ def _plain_update(networks, state, real, abnormal, z, alpha, loss, mix):
     def logits(params, x):
         return networks.discriminate(params, x, alpha).logits
 
+    def of_abnormal(params):
+        stddev = None
+        if loss.abnormal_statistic == "real":
+            # No gradient: a number that D is given, as when it scores.
+            seen = networks.discriminate(state.params.discriminator, real, alpha).stddev
+            stddev = jax.lax.stop_gradient(seen)
+        return networks.discriminate(params, abnormal, alpha, stddev)
+
     def log_d(s):  # log D(x) with D = 1 / (1 + exp(-s))
         return -jnp.log1p(jnp.exp(-s))
 
     def d_loss(params):
         fake = networks.generate(state.params.generator, z, alpha)
-        s_real, s_fake, s_abnormal = (logits(params, x) for x in (real, fake, abnormal))
+        s_real, s_fake = (logits(params, x) for x in (real, fake))
+        s_abnormal = of_abnormal(params).logits
         if loss.objective == "wgan_gp":
             value = (
                 s_real.mean() - loss.gamma * s_fake.mean() - (1 - loss.gamma) * s_abnormal.mean()
@@ -210,15 +219,18 @@ def _plain_update(networks, state, real, abnormal, z, alpha, loss, mix):
     params_g = descend(state.params.generator, jax.grad(g_loss)(state.params.generator))
     params = type(state.params)(params_g, params_d)
     fake = networks.generate(state.params.generator, z, alpha)
-    said = [
-        networks.discriminate(state.params.discriminator, x, alpha) for x in (real, fake, abnormal)
-    ]
+    said = [networks.discriminate(state.params.discriminator, x, alpha) for x in (real, fake)]
+    said.append(of_abnormal(state.params.discriminator))
     return params, g_loss(state.params.generator), said
 
 
 # Between them: both penalties, every image and every second group, fading and not, both losses.
 CASES = {
     "r1": (True, LossConfig(gamma=0.3, objective="equation_18", penalty="r1")),
+    "real statistic": (
+        True,
+        LossConfig(gamma=0.3, objective="equation_15", penalty="r1", abnormal_statistic="real"),
+    ),
     "lazy gp": (
         False,
         LossConfig(

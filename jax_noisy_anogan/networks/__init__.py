@@ -72,7 +72,7 @@ class Networks:
         params: Params,
         x: Float[Array, "batch height width channels"],
         alpha: Float[Array, ""] | float = 1.0,
-        stddev: Float[Array, ""] | None = None,
+        stddev: Float[Array, ""] | Float[Array, " batch"] | None = None,
     ) -> DiscriminatorOutput:
         """D(x); see `Discriminator`."""
         return self.discriminator.apply({"params": params}, x, alpha, stddev)

@@ -59,16 +59,16 @@ class Discriminator(nn.Module):
         self,
         x: Float[Array, "batch height width channels"],
         alpha: Float[Array, ""] | float = 1.0,
-        stddev: Float[Array, ""] | None = None,
+        stddev: Float[Array, ""] | Float[Array, " batch"] | None = None,
     ) -> DiscriminatorOutput:
         """Judge images.
 
         Args:
           x: images on the pixel scale of training ([-1, 1] by default).
           alpha: share of the newest block while `fading`, in [0, 1]; otherwise unused.
-          stddev: a stored value of the minibatch statistic. With it, every image is judged on its
-            own: this is how scores are made. Without it the statistic comes from the batch: this is
-            how the network is trained.
+          stddev: the minibatch statistic, one for all images or for each. With it, every image is
+            judged on its own: this is how scores are made. Without it the statistic comes from the
+            batch: this is how the network is trained.
         """
 
         def features_of(self: Discriminator, x: Array) -> dict[int, Array]:
