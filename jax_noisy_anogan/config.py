@@ -211,9 +211,15 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """Adam on both networks, and the half-life of the averaged copies that scores are made with."""
+    """Adam on both networks, and the half-life of the averaged copies that scores are made with.
+
+    Attributes:
+      discriminator_rate: learning rate of D over that of G (two time-scale rule, Heusel et al.
+        2017).
+    """
 
     learning_rate: float = 0.001
+    discriminator_rate: float = 1.0
     b1: float = 0.0
     b2: float = 0.99
     eps: float = 1e-8
@@ -431,6 +437,7 @@ def validate(config: Config) -> Config:
 
     optim = config.optim
     _between("optim.learning_rate", optim.learning_rate, 0.0, 1.0)
+    _between("optim.discriminator_rate", optim.discriminator_rate, 0.0, 100.0)
     for name in ("b1", "b2"):
         if not 0.0 <= getattr(optim, name) < 1.0:
             _fail(f"optim.{name}", getattr(optim, name), "at least 0 and below 1")

@@ -151,6 +151,7 @@ def make_train_step(
     loss: LossConfig,
     prior: str,
     ema_decay: float,
+    discriminator_rate: float = 1.0,
     pixels: PixelScale = PAPER_SCALE,
     axis_name: str | None = None,
 ) -> Callable[
@@ -162,6 +163,7 @@ def make_train_step(
     Args:
       loss: the objective; with gamma = 1 pass `abnormal=None`.
       ema_decay: weight of the past in the parameter average, per update.
+      discriminator_rate: what D's updates are multiplied by, after the optimiser.
       pixels: how images enter the networks.
       axis_name: the mapped axis to average over; None outside `data_parallel` and `jax.pmap`.
 
@@ -287,6 +289,7 @@ def make_train_step(
         updates, optimizer_d = optimizer.update(
             gradients_d, state.optimizer.discriminator, state.params.discriminator
         )
+        updates = optax.tree.scale(discriminator_rate, updates)
         params_d = optax.apply_updates(state.params.discriminator, updates)
 
         g_loss, image_gradients = jax.value_and_grad(

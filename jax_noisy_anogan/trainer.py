@@ -333,6 +333,7 @@ def compile_step(
         loss=config.loss,
         prior=config.network.prior,
         ema_decay=ema_decay_for(config.optim.ema_half_life_images, phase.minibatch),
+        discriminator_rate=config.optim.discriminator_rate,
         pixels=pixel_scale(config.data),
         axis_name=parallel.AXIS,
     )
