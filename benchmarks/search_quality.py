@@ -1,6 +1,7 @@
 """Quality against cost of shorter latent searches, on the held-out images of a trained run.
 
-    python benchmarks/search_quality.py --workdir DIR [--json FILE] [--images N] [--single-core]
+    python benchmarks/search_quality.py --workdir DIR [--json FILE] [--plot FILE] [--images N]
+      [--single-core]
 
 The reference is the paper's search: Adam at a constant rate of 0.1, 500 steps, from one latent of
 the prior. Every shortcut is a setting of `config.search`. For each start (`prior`, `bank`,
@@ -33,6 +34,7 @@ import jax
 import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float, Int
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -231,6 +233,23 @@ def show(rows: list[Row], console: Console, title: str) -> None:
     console.print(table)
 
 
+def draw(rows: list[Row], path: Path, title: str) -> None:
+    """Quality against cost: a line per start; the paper's search is a level with its tolerance."""
+    figure = Figure(figsize=(6.0, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for start in STARTS:
+        points = sorted((row.ratio, row.auroc) for row in rows[1:] if row.search["start"] == start)
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=f"from the {start}")
+    level = rows[0].auroc
+    axes.axhline(level, color="0.3", label=f"{rows[0].search['steps']} steps, +- 0.002")
+    axes.axhspan(level - 0.002, level + 0.002, color="0.3", alpha=0.15)
+    axes.set_xscale("log")
+    axes.set(xlabel="images per second over the paper's", ylabel="AUROC of L', test", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=100)
+
+
 def keep_to_one_core() -> None:
     """One core and its CPU time; to be called before JAX computes anything."""
     global clock
@@ -246,6 +265,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, type=Path, help="folder of a trained run")
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draws quality against cost")
     parser.add_argument("--images", type=int, default=400, help="test images, half of them normal")
     parser.add_argument("--starts", default=",".join(STARTS), help="values of search.start")
     parser.add_argument("--steps", type=numbers, default=[10, 25, 45, 100], metavar="N,N")
@@ -308,6 +328,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     if options.json:
         values = [row._asdict() for row in rows]
         Path(options.json).write_text(json.dumps(values, indent=1) + "\n")
+    if options.plot:
+        draw(rows, options.plot, options.workdir.name)
     return rows
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jax_noisy_anogan.data import load_dataset, make_split
 
@@ -51,7 +52,10 @@ def test_the_reference_is_compared_with_itself_and_a_shortcut_with_it(finished_r
     _, run = finished_run
     out = tmp_path / "rows.json"
     arguments = f"--workdir {run} --json {out} --images 24 --starts bank --steps 2 --rates 0.1"
-    rows = search_quality.main([*arguments.split(), "--reference-steps", "6"])
+    plot = tmp_path / "curve.png"
+    rows = search_quality.main([*arguments.split(), "--reference-steps", "6", "--plot", str(plot)])
+    with Image.open(plot) as picture:
+        assert picture.size == (600, 360)
     assert json.loads(out.read_text()) == [row._asdict() for row in rows]
     reference, shortcut = rows
     assert (reference.ratio, reference.auroc_difference) == (1.0, 0.0)
