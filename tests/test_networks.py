@@ -268,10 +268,23 @@ def _squared_gradient(conv, argument):
     return lambda x, kernel: jnp.sum(jnp.square(gradient(x, kernel)))
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 4, 4, 2), (3, 8, 8, 1)])
-def test_convolution_has_the_derivatives_of_autodiff_to_second_order(shape):
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "outputs"),
+    [
+        ((2, 5, 7, 3), 3, 4),  # 7 neighbours in a row as one pixel, where there are few channels
+        ((1, 4, 4, 2), 3, 4),
+        ((3, 8, 8, 1), 3, 4),
+        ((1, 3, 32, 1), 5, 1),  # a whole row
+        ((2, 4, 10, 8), 5, 3),  # 2 neighbours; 10 for the kernel's gradient
+        ((2, 5, 11, 8), 3, 8),  # no divisor: 1
+        ((2, 5, 6, 2), 3, 9),  # too many channels
+    ],
+    ids=str,
+)
+def test_convolution_has_the_derivatives_of_autodiff_to_second_order(shape, kernel_size, outputs):
     rng = np.random.default_rng(0)
-    x, kernel = rng.standard_normal(shape), rng.standard_normal((3, 3, shape[-1], 4))
+    kernel = rng.standard_normal((kernel_size, kernel_size, shape[-1], outputs))
+    x = rng.standard_normal(shape)
 
     def derivatives(conv):
         functions = (_curved(conv), _squared_gradient(conv, 0), _squared_gradient(conv, 1))
