@@ -41,6 +41,7 @@ from jax_noisy_anogan.config import (
     GrowthConfig,
     LossConfig,
     NetworkConfig,
+    OptimConfig,
     TrainConfig,
     validate,
 )
@@ -83,6 +84,7 @@ def tiny_config(cache: str = "", **train: Any) -> Config:
             ),
             # Every start traces every phase again; the penalty doubles that and adds no state.
             loss=LossConfig(penalty="none"),
+            optim=OptimConfig(decay_images=images // 2),
             train=TrainConfig(
                 **{
                     "checkpoint_every_images": STEPS_PER_CHECKPOINT * MINIBATCH,

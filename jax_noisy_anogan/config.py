@@ -216,10 +216,13 @@ class OptimConfig:
     Attributes:
       discriminator_rate: learning rate of D over that of G (two time-scale rule, Heusel et al.
         2017).
+      decay_images: over so many images at the end both rates fall along half a cosine to 0; 0 keeps
+        them, as the paper does. At most the last phase.
     """
 
     learning_rate: float = 0.001
     discriminator_rate: float = 1.0
+    decay_images: int = 0
     b1: float = 0.0
     b2: float = 0.99
     eps: float = 1e-8
@@ -438,6 +441,7 @@ def validate(config: Config) -> Config:
     optim = config.optim
     _between("optim.learning_rate", optim.learning_rate, 0.0, 1.0)
     _between("optim.discriminator_rate", optim.discriminator_rate, 0.0, 100.0)
+    _at_least("optim.decay_images", optim.decay_images, 0)
     for name in ("b1", "b2"):
         if not 0.0 <= getattr(optim, name) < 1.0:
             _fail(f"optim.{name}", getattr(optim, name), "at least 0 and below 1")

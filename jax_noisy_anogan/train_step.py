@@ -101,9 +101,20 @@ def to_byte_images(
     return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
 
 
-def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
-    """Adam as in Karras et al. 2018, Appendix A."""
-    return optax.adam(optim.learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps)
+def make_optimizer(
+    optim: OptimConfig, constant_steps: int = 0, decay_steps: int = 0
+) -> optax.GradientTransformation:
+    """Adam as in Karras et al. 2018, Appendix A.
+
+    With `decay_steps`, the rate falls along half a cosine to 0 after `constant_steps`.
+    """
+    rate: optax.ScalarOrSchedule = optim.learning_rate
+    if decay_steps:
+        decay = optax.cosine_decay_schedule(optim.learning_rate, decay_steps)
+        rate = optax.join_schedules(
+            [optax.constant_schedule(optim.learning_rate), decay], [constant_steps]
+        )
+    return optax.adam(rate, b1=optim.b1, b2=optim.b2, eps=optim.eps)
 
 
 def init_state(

@@ -121,9 +121,18 @@ def networks_of(config: Config, phase: Phase) -> Networks:
     )
 
 
+def optimizer_of(config: Config, phase: Phase) -> optax.GradientTransformation:
+    """The optimiser of a phase, which starts anew with it; the last one's rate may decay."""
+    images = config.optim.decay_images
+    if not images or phase != make_schedule(config.growth).phases[-1]:
+        return make_optimizer(config.optim)
+    steps = min(-(-images // phase.minibatch), phase.steps)
+    return make_optimizer(config.optim, phase.steps - steps, steps)
+
+
 def state_template(config: Config, phase: Phase, mesh: Mesh) -> Any:
     """Shapes and placement of a phase's state, without allocating it."""
-    networks, optimizer = networks_of(config, phase), make_optimizer(config.optim)
+    networks, optimizer = networks_of(config, phase), optimizer_of(config, phase)
     shapes = jax.eval_shape(
         lambda: init_state(networks, optimizer, jax.random.key(config.train.seed))
     )
@@ -150,7 +159,6 @@ class _Run:
         self.config, self.workdir, self.dataset, self.split = config, workdir, dataset, split
         self.mesh, self.schedule, self.checkpoints = mesh, schedule, checkpoints
         self.show_progress = progress and jax.process_index() == 0
-        self.optimizer = make_optimizer(config.optim)
         self.key = jax.random.key(config.train.seed)
         self.monitor = collapse.Monitor()
 
@@ -194,7 +202,8 @@ class _Run:
         )
         if restored is None:
             phase = self.schedule.phases[0]
-            fresh = init_state(networks_of(self.config, phase), self.optimizer, self._key(_INITIAL))
+            networks, optimizer = networks_of(self.config, phase), optimizer_of(self.config, phase)
+            fresh = init_state(networks, optimizer, self._key(_INITIAL))
             return Progress(
                 Position(0, 0, 0, rollbacks), parallel.replicate(fresh, self.mesh), None
             )
@@ -224,7 +233,8 @@ class _Run:
         if now.position.phase == phase.index:
             return now
         key = jax.random.fold_in(self._key(_INITIAL), phase.index)
-        grown = grow_state(now.state, networks_of(self.config, phase), self.optimizer, key)
+        networks, optimizer = networks_of(self.config, phase), optimizer_of(self.config, phase)
+        grown = grow_state(now.state, networks, optimizer, key)
         return now._replace(
             position=now.position._replace(phase=phase.index),
             state=parallel.replicate(grown, self.mesh),
@@ -234,7 +244,7 @@ class _Run:
         self, phase: Phase, now: Progress, line: ProgressLine, stop: Callable[[], bool]
     ) -> Progress:
         config = self.config
-        step_function = compile_step(config, phase, self.optimizer, self.mesh)
+        step_function = compile_step(config, phase, self.mesh)
         key = jax.random.fold_in(self._key(_STEPS), now.position.rollbacks)
         with (
             contextlib.closing(self._streams(phase, now)) as streams,
@@ -318,9 +328,7 @@ class _Run:
         return jax.random.fold_in(self.key, purpose)
 
 
-def compile_step(
-    config: Config, phase: Phase, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Callable[..., Any]:
+def compile_step(config: Config, phase: Phase, mesh: Mesh) -> Callable[..., Any]:
     """The update of one phase, mapped over `mesh`; compiled at its first call.
 
     Beside the arguments of the step it takes one flag per device, and beside its metrics it returns
@@ -329,7 +337,7 @@ def compile_step(
     """
     step = make_train_step(
         networks_of(config, phase),
-        optimizer,
+        optimizer_of(config, phase),
         loss=config.loss,
         prior=config.network.prior,
         ema_decay=ema_decay_for(config.optim.ema_half_life_images, phase.minibatch),

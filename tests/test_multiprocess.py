@@ -45,7 +45,7 @@ config = validate(Config(
 ))
 # SGD: Adam would hide a gradient that is too large by the number of devices.
 import optax
-trainer.make_optimizer = lambda optim: optax.sgd(0.05)
+trainer.optimizer_of = lambda config, phase: optax.sgd(0.05)
 
 def report_updates(*args):
     step = compile_step(*args)

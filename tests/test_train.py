@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -180,6 +181,26 @@ def test_growing_keeps_every_parameter_of_the_lower_resolution(bench):
         assert len(new) > len(old)
         for path, leaf in old.items():
             np.testing.assert_array_equal(new[path], leaf)
+
+
+def test_only_the_last_phase_lets_the_rate_decay(bench):
+    optim = dataclasses.replace(bench.config.optim, b1=0.0)
+    phases = make_schedule(bench.config.growth).phases
+    last = phases[-1]
+    for images, first in ((2 * last.minibatch, last.steps - 2), (10**9, 0)):
+        config = dataclasses.replace(
+            bench.config, optim=dataclasses.replace(optim, decay_images=images)
+        )
+        for phase in phases:
+            optimizer = trainer.optimizer_of(config, phase)
+            state, rates = optimizer.init(jnp.float32(0.0)), []
+            for _ in range(phase.steps + 1):
+                updates, state = optimizer.update(jnp.float32(1.0), state)
+                rates.append(-float(updates))
+            constant = first + 1 if phase == last else len(rates)
+            np.testing.assert_allclose(rates[:constant], optim.learning_rate, rtol=1e-5)
+            assert (np.diff(rates[constant - 1 :]) < 0).all()
+            assert phase != last or rates[-1] == 0.0
 
 
 def _by_path(tree):

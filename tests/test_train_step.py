@@ -423,6 +423,45 @@ def test_the_optimiser_is_adam_of_the_settings():
         np.testing.assert_allclose(params, p, rtol=1e-6)
 
 
+def test_rates_stay_and_then_fall_along_half_a_cosine():
+    optimizer = make_optimizer(OptimConfig(learning_rate=0.01, b1=0.0), 3, 4)
+    state = optimizer.init(jnp.float32(0.0))
+    for step in range(9):
+        updates, state = optimizer.update(jnp.float32(1.0), state)
+        turn = np.clip((step - 3) / 4, 0.0, 1.0)  # without momentum Adam's steps are the rate
+        np.testing.assert_allclose(updates, -0.005 * (1 + np.cos(np.pi * turn)), atol=1e-7)
+
+
+def test_the_discriminators_updates_are_multiplied_and_only_they():
+    start = _start(False)
+
+    def params_after(rate):
+        step = make_train_step(
+            _networks(fading=False),
+            SGD,
+            loss=LossConfig(),
+            prior="uniform",
+            ema_decay=DECAY,
+            discriminator_rate=rate,
+        )
+        after, _ = jax.jit(step)(start, REAL, ABNORMAL, jnp.float32(1.0), KEY)
+        return after.params
+
+    once, still, thrice = (params_after(rate) for rate in (1.0, 0.0, 3.0))
+    chex.assert_trees_all_equal(still.discriminator, start.params.discriminator)
+    assert_same_update(
+        start.params.discriminator,
+        thrice.discriminator,
+        jax.tree.map(
+            lambda old, new: old + 3 * (new - old),
+            start.params.discriminator,
+            once.discriminator,
+        ),
+    )
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), still.generator, start.params.generator)
+    assert any(jax.tree.leaves(moved))
+
+
 def test_bytes_and_floats_are_two_names_of_every_pixel_value():
     values = np.arange(256, dtype=np.uint8)
     floats = np.asarray(to_float_images(values))
