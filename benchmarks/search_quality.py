@@ -175,7 +175,12 @@ def make_row(
         {name: values[part.is_abnormal == kind] for name, values in found.terms.items()}
         for kind in (False, True)
     ]
-    fitted = calibration.fit(*terms, rule=config.score.threshold_rule, false_positive_rate=0.05)
+    fitted = calibration.fit(
+        *terms,
+        rule=config.score.threshold_rule,
+        false_positive_rate=0.05,
+        learned=calibration.learned_term(config.loss),
+    )
     kinds, count = test[0].is_abnormal, len(test[0].images)
     ours, theirs = (f.terms["score"] for f in (test[1], reference))
     mine = auroc(ours, kinds)

@@ -2,8 +2,9 @@
 
 Terms are standardised by validation normals. With known abnormal validation images their weights
 are those of a logistic regression (classes weighted equally, weights not negative: no term may
-speak for an image because it is unusual); with normals alone, or where no term tells the two apart,
-all terms weigh the same.
+speak for an image because it is unusual), which a few images move little from the term that was
+trained against known abnormal images; with normals alone, or where no term tells the two apart, all
+terms weigh the same.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import optimize  # type: ignore[import-untyped]
 
+from jax_noisy_anogan.config import LossConfig
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.metrics import decide
 
 Terms = Mapping[str, Float[np.ndarray, " n"]]
 
 CALIBRATED = "calibrated"
-_RIDGE = 0.01
 _SMALLEST = 2
 
 
@@ -147,6 +148,7 @@ def fit(
     *,
     rule: str,
     false_positive_rate: float,
+    learned: str = "",
 ) -> Calibration:
     """Fit to the terms of validation images.
 
@@ -155,6 +157,8 @@ def fit(
       abnormal: of known abnormal validation images; arrays of length 0 where there are none.
       rule: "best_f1" or "youden", which become "quantile" without abnormal images; or "quantile".
       false_positive_rate: of the quantile thresholds.
+      learned: the term that training taught the known abnormal images, if any: what its weight is
+        expected to be the fewer images say otherwise.
 
     Raises:
       CalibrationError: fewer than two normal images, or a term that is not finite.
@@ -170,7 +174,8 @@ def fit(
     z_normal, z_abnormal = (normals - mean) / std, (abnormals - mean) / std
     weights, intercept = np.zeros(len(names)), 0.0
     if len(abnormals):
-        weights, intercept = _logistic_regression(z_normal, z_abnormal)
+        expected = np.array([float(name == learned) for name in names])
+        weights, intercept = _logistic_regression(z_normal, z_abnormal, expected)
     # All are zero where every term is lower for the known abnormal images: then nothing is learned.
     if not weights.any():
         weights, intercept = _equal_weights(z_normal, false_positive_rate)
@@ -192,6 +197,11 @@ def fit(
         normals=len(normals),
         abnormals=len(abnormals),
     )
+
+
+def learned_term(loss: LossConfig) -> str:
+    """The term that training taught the known abnormal images; "" for plain AnoGAN."""
+    return "discriminator" if loss.gamma < 1.0 else ""
 
 
 def require_normals(count: int) -> None:
@@ -264,9 +274,14 @@ def _matrix(terms: Terms) -> Float[np.ndarray, "n terms"]:
 
 
 def _logistic_regression(
-    normal: Float[np.ndarray, "n terms"], abnormal: Float[np.ndarray, "m terms"]
+    normal: Float[np.ndarray, "n terms"],
+    abnormal: Float[np.ndarray, "m terms"],
+    expected: Float[np.ndarray, " terms"],
 ) -> tuple[Float[np.ndarray, " terms"], float]:
     """Weights >= 0 and intercept of a ridge-penalised logistic regression, classes weighted alike.
+
+    The ridge draws the weights to `expected` with 1 / m beside a mean over the images: what is
+    expected counts the same whatever their number, and more images outweigh it.
 
     Terms of clearly abnormal images lie tens of deviations away, where they say nothing about the
     border: they are compressed for the fit by the factor that brings the farthest to 10.
@@ -275,13 +290,14 @@ def _logistic_regression(
     x = np.concatenate([normal, abnormal]) / shrink
     y = np.concatenate([-np.ones(len(normal)), np.ones(len(abnormal))])
     share = np.where(y > 0, 0.5 / len(abnormal), 0.5 / len(normal))
+    ridge = 1.0 / len(abnormal)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         weights, intercept = parameters[:-1], parameters[-1]
-        margin = y * (x @ weights + intercept)
-        value = share @ np.logaddexp(0.0, -margin) + 0.5 * _RIDGE * weights @ weights
+        margin, away = y * (x @ weights + intercept), weights - expected
+        value = share @ np.logaddexp(0.0, -margin) + 0.5 * ridge * away @ away
         slope = -share * y / (1.0 + np.exp(np.clip(margin, -500, 500)))
-        return value, np.append(slope @ x + _RIDGE * weights, slope.sum())
+        return value, np.append(slope @ x + ridge * away, slope.sum())
 
     bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
     start = np.append(np.full(x.shape[1], 0.1), 0.0)

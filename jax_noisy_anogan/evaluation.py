@@ -281,6 +281,7 @@ class _HeldOut:
             scored["validation_known_abnormal"].terms,
             rule=self.config.score.threshold_rule,
             false_positive_rate=self.config.score.false_positive_rate,
+            learned=calibration_lib.learned_term(self.config.loss),
         )
         return Measured(maps, scored, calibration)
 

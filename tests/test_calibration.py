@@ -20,6 +20,7 @@ from jax_noisy_anogan.calibration import (
     quantile_threshold,
     youden_threshold,
 )
+from jax_noisy_anogan.config import LossConfig
 
 NONE = np.zeros(0)
 # Few distinct values, so that most draws have ties within and between the classes.
@@ -103,7 +104,7 @@ def test_weights_are_those_of_scikit_learn_where_its_optimum_is_positive():
     y = np.repeat([0, 1], [len(normal), len(abnormal)])
     # Ours: balanced mean loss + ridge / 2 |w|^2; theirs: C * len(y) * the same mean + |w|^2 / 2.
     peer = LogisticRegression(
-        C=1 / (0.01 * len(y)), class_weight="balanced", tol=1e-10, max_iter=10_000
+        C=len(abnormal) / len(y), class_weight="balanced", tol=1e-10, max_iter=10_000
     ).fit(x, y)
     assert (peer.coef_ > 0).all()
     np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
@@ -116,24 +117,46 @@ def test_weights_are_those_of_scikit_learn_where_its_optimum_is_positive():
     )
 
 
-def test_the_bounded_optimum_meets_the_conditions_of_karush_kuhn_and_tucker():
+@pytest.mark.parametrize("expected", [(0, 0, 0, 0), (1, 1, 0, 0)])
+def test_the_bounded_optimum_meets_the_conditions_of_karush_kuhn_and_tucker(expected):
     rng = np.random.default_rng(3)
     normal = rng.normal(size=(60, 4))
     # The second term is lower for abnormal images, the third says nothing, the fourth is far off.
     abnormal = rng.normal([0.8, -1.5, 0.0, 40.0], size=(20, 4))
-    weights, intercept = calibration_lib._logistic_regression(normal, abnormal)
+    weights, intercept = calibration_lib._logistic_regression(normal, abnormal, np.array(expected))
     shrink = np.maximum(np.abs(np.concatenate([normal, abnormal])).max(axis=0) / 10, 1)
     x, w = np.concatenate([normal, abnormal]) / shrink, weights * shrink
     y = np.repeat([0.0, 1.0], [60, 20])
     share = np.repeat([0.5 / 60, 0.5 / 20], [60, 20])
     slope = share * (1 / (1 + np.exp(-(x @ w + intercept))) - y)
-    gradient = slope @ x + 0.01 * w
+    gradient = slope @ x + (w - expected) / 20
     assert shrink[3] > 4
-    assert w[1] == 0
-    assert gradient[1] > 0
+    assert (w[1] == 0) == (expected[1] == 0)
+    assert (gradient[w == 0] > 0).all()
     assert (w[[0, 3]] > 0).all()
     np.testing.assert_allclose(gradient[w > 0], 0, atol=1e-6)
     np.testing.assert_allclose(slope.sum(), 0, atol=1e-6)
+
+
+def test_few_abnormal_images_leave_the_weight_with_the_learned_term_and_many_do_not():
+    rng = np.random.default_rng(4)
+    normal = rng.normal(size=(400, 3))
+    # The first term was learned and knows less than the second; the third says nothing.
+    abnormal = rng.normal([0.5, 2.5, 0.0], size=(400, 3))
+
+    def weights(count, learned):
+        parts = ({f"t{k}": part[:, k] for k in range(3)} for part in (normal, abnormal[:count]))
+        return fit(*parts, rule="quantile", false_positive_rate=0.05, learned=learned).weights
+
+    few, many = weights(2, "t0"), weights(400, "t0")
+    assert few[0] > 0.5 > weights(2, "")[0]
+    assert max(few[1:]) < many[1]
+    np.testing.assert_allclose(many, weights(400, ""), atol=0.05)
+
+
+def test_only_training_with_known_abnormal_images_teaches_the_discriminator_term():
+    assert calibration_lib.learned_term(LossConfig(gamma=0.1)) == "discriminator"
+    assert calibration_lib.learned_term(LossConfig(gamma=1.0)) == ""
 
 
 @pytest.mark.parametrize("rule", ["best_f1", "youden", "quantile"])

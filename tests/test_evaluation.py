@@ -91,6 +91,7 @@ def _assert_rests_on_validation_images(rows, calibration, config):
         _terms_of(rows, "validation_known_abnormal"),
         rule=config.score.threshold_rule,
         false_positive_rate=config.score.false_positive_rate,
+        learned="discriminator",
     )
     assert again == calibration
 
