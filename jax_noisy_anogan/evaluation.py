@@ -137,7 +137,7 @@ def evaluate(
     write_text(workdir / "metrics.json", to_json(results))
     write_scores(workdir / "scores.csv", dataset, split, calibration, scored)
     held_out.write_curve()
-    held_out.draw_figures()
+    held_out.draw_figures(maps)
     held_out.write_report(calibration, test, maps, pixel)
     return results
 
@@ -345,8 +345,7 @@ class _HeldOut:
         is_abnormal = self.split.is_abnormal[test.indices]
         chosen = select_images(scores, is_abnormal, threshold=threshold)
         positions = np.unique(np.concatenate(chosen).astype(np.int64))
-        # One heat scale for all pictures, from what is usual to the highest of validation normals.
-        high = max(self._usual_height(maps), 1.0)
+        high = self._heat_scale(maps)
         cards = {}
         for k, result in zip(positions, self.results(test.indices[positions]), strict=True):
             index = int(test.indices[k])
@@ -361,7 +360,7 @@ class _HeldOut:
                 class_name=dataset.class_names[dataset.labels[index]],
                 terms={name: float(values[k]) for name, values in test.terms.items()},
                 reconstruction=result.drawn,
-                heatmap=pictures.overlay(image, self._map(result, maps), low=0.0, high=2 * high),
+                heatmap=pictures.overlay(image, self._map(result, maps), low=0.0, high=high),
                 mask=None if masks is None else masks[0],
             )
         names = [dataset.class_names[label] for label in dataset.labels[test.indices]]
@@ -399,12 +398,17 @@ class _HeldOut:
     def _map(self, result: ImageResult, maps: MapCalibration) -> Float[np.ndarray, "h w"]:
         return _calibrated_map(result, maps, self.config)
 
-    def _usual_height(self, maps: MapCalibration) -> float:
+    def _heat_scale(self, maps: MapCalibration) -> float:
+        """Where heat is strongest in all pictures: twice the usual height of a normal map."""
         heights = [self._map(r, maps).max() for r in self.results(self.split.validation_normal)]
-        return float(np.median(heights))
+        return 2.0 * max(float(np.median(heights)), 1.0)
 
-    def draw_figures(self) -> None:
-        """Fig. 4 and Fig. 5 of the paper, with test images."""
+    def draw_figures(self, maps: MapCalibration) -> None:
+        """Fig. 4 and Fig. 5 of the paper, with test images; maps beside masks, where there are any.
+
+        Maps have the report's heat scale.
+        """
+        high = self._heat_scale(maps) if self.dataset.has_masks else None
         test = self.split.test
         is_abnormal = self.split.is_abnormal[test]
         # Rows of equal length: as many images as the smaller kind has, unless it has none.
@@ -424,6 +428,22 @@ class _HeldOut:
             difference = np.stack([results[k].difference for k in shown])
             rows += [inputs, drawn, pictures.difference_image(difference, high=2.0)]
             labels += [f"{kind}: input", "G(z)", "difference"]
+            if high is None:
+                continue
+            heat = (self._map(results[k], maps) for k in shown)
+            rows.append(
+                np.stack(
+                    [
+                        pictures.overlay(image, map, low=0.0, high=high)
+                        for image, map in zip(inputs, heat, strict=True)
+                    ]
+                )
+            )
+            labels.append("map")
+            masks = self.dataset.masks(indices[shown], self.resolution)
+            if masks is not None and kind == "abnormal":
+                rows.append(np.uint8(255) * masks[..., None].astype(np.uint8))
+                labels.append("mask")
         pictures.save_png(
             self.workdir / "reconstructions.png", pictures.rows_of_images(rows, labels)
         )

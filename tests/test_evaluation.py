@@ -240,6 +240,12 @@ def test_tiles_with_masks_and_a_recorded_curve(tmp_path):
     calibration = Calibration.load(folder / "calibration.json")
     _assert_agree_with_scikit_learn(results, rows, calibration)
     _assert_rests_on_validation_images(rows, calibration, config)
+    with Image.open(folder / "reconstructions.png") as picture:
+        # Input, G(z), difference and map of both kinds, then masks; 32 pixels as 64 with borders.
+        assert picture.height == 9 * (64 + 4)
+        shown = np.asarray(picture)[-66:-2:2, -66:-2:2, 0]
+    masks = dataset.masks(split.test[split.is_abnormal[split.test]], 32)
+    assert any(np.array_equal(shown == 255, mask) for mask in masks)
 
     with open(folder / "curve.csv", newline="") as file:
         curve = list(csv.DictReader(file))

@@ -40,27 +40,25 @@ Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 # products took 11 and 8 ms, im2col 51 and 28. Other devices have a routine of their own for it.
 #
 # Few channels, as at 128 x 128 and above in narrow networks, leave a core's vector registers empty:
-# 2 channels reach 2 Gflop/s, 32 reach 170. On the CPU neighbours in a row are therefore taken as
-# channels of one wider pixel, which costs no copy, and the kernel is written for those: mostly
-# zeros, but 4 images of 256 x 256 with 2 channels take 1.9 ms instead of 10.8, and 128 x 128 with
-# 4 channels 0.9 instead of 3.4. Its gradient gains too (6.3 and 3.3 ms) while results are narrow.
+# 2 channels reach 2 Gflop/s, 32 reach 170. Neighbours in a row are therefore taken as channels of
+# one wider pixel, which costs no copy, and the kernel is written for those: mostly zeros, but 4
+# images of 256 x 256 with 2 channels take 1.9 ms instead of 10.8, and 128 x 128 with 4 channels 0.9
+# instead of 3.4. Its gradient gains too (6.3 and 3.3 ms) while results are narrow. Not chosen by
+# device: an alternative per platform in here breaks the transposition of `in_parts` (jax 0.10.2),
+# and networks for accelerators have more channels.
 # ---------------------------------------------------------------------------------------------
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _CACHED_NUMBERS = 2**18
 _FILLED_CHANNELS = 32
-_FEW_CHANNELS = 8
-
-
-def _conv_same(x: Images, kernel: Kernel) -> Images:
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+_FEW_OUTPUTS = 8
 
 
 def _packing(x: Images, kernel_width: int, channels: int) -> int:
     """How many neighbours in a row of `x` to take as one pixel; 1 where that would not help."""
-    if channels > _FEW_CHANNELS or kernel_width == 1:
+    if kernel_width == 1:
         return 1
-    return _largest_divisor(x.shape[2], _FILLED_CHANNELS // channels)
+    return _largest_divisor(x.shape[2], max(1, _FILLED_CHANNELS // channels))
 
 
 def _pack(x: Images, neighbours: int) -> Images:
@@ -78,15 +76,17 @@ def _taps(neighbours: int, kernel_width: int) -> Float[np.ndarray, "blocks input
     return (neighbours * blocks + inputs - outputs + margin == taps).astype(np.float32)
 
 
-def _conv_same_packed(x: Images, kernel: Kernel) -> Images:
+def _conv_same(x: Images, kernel: Kernel) -> Images:
     kernel_h, kernel_w, inputs, outputs = kernel.shape
+    shape = (*x.shape[:3], outputs)
     neighbours = _packing(x, kernel_w, max(inputs, outputs))
-    if neighbours == 1:
-        return _conv_same(x, kernel)
-    taps = _taps(neighbours, kernel_w).astype(kernel.dtype)
-    wide = jnp.einsum("bijt,htco->hbicjo", taps, kernel)
-    wide = wide.reshape(kernel_h, -1, neighbours * inputs, neighbours * outputs)
-    return _conv_same(_pack(x, neighbours), wide).reshape(*x.shape[:3], outputs)
+    if neighbours > 1:
+        taps = _taps(neighbours, kernel_w).astype(kernel.dtype)
+        kernel = jnp.einsum("bijt,htco->hbicjo", taps, kernel)
+        kernel = kernel.reshape(kernel_h, -1, neighbours * inputs, neighbours * outputs)
+        x = _pack(x, neighbours)
+    y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+    return y.reshape(shape)
 
 
 def _flip(kernel: Kernel) -> Kernel:
@@ -96,7 +96,7 @@ def _flip(kernel: Kernel) -> Kernel:
 @jax.custom_vjp
 def conv2d(x: Images, kernel: Kernel) -> Images:
     """Convolution of stride 1 that keeps the size; the kernel's height and width are odd."""
-    return lax.platform_dependent(x, kernel, cpu=_conv_same_packed, default=_conv_same)
+    return _conv_same(x, kernel)
 
 
 @jax.custom_vjp
@@ -114,7 +114,7 @@ def conv2d_kernel_gradient(x: Images, cotangent: Images, kernel_shape: Kernel) -
     def packed(x: Images, cotangent: Images) -> Kernel:
         inputs, outputs = x.shape[-1], cotangent.shape[-1]
         neighbours = _packing(x, kernel_size[1], outputs)
-        if neighbours == 1:
+        if neighbours == 1 or outputs > _FEW_OUTPUTS:
             return _kernel_gradient_in_pieces(x, cotangent, kernel_size)
         taps = _taps(neighbours, kernel_size[1]).astype(x.dtype)
         x, cotangent = _pack(x, neighbours), _pack(cotangent, neighbours)
