@@ -45,7 +45,7 @@ def get_config(name: str = "") -> Config:
         loss=LossConfig(gamma=0.5, objective="equation_18", penalty_weight=0.1),
         optim=OptimConfig(learning_rate=0.002, ema_half_life_images=4_000.0),
         search=SearchConfig(steps=30, batch_size=64),
-        score=ScoreConfig(map="evidence", tile_overlap=0.125, map_sigma=1.5),
+        score=ScoreConfig(map="evidence", tile_overlap=0.4, map_sigma=1.5),
         train=TrainConfig(checkpoint_every_images=10_000),
     )
     return variant(config, name)
