@@ -78,8 +78,8 @@ def test_best_f1_and_youden_beat_or_equal_every_cut_and_flag_least_among_equals(
         np.testing.assert_array_equal(scores > found, scores > least)
 
 
-def test_a_threshold_lies_in_the_middle_of_its_gap_even_between_neighbouring_numbers():
-    assert best_f1_threshold(np.array([0.0, 1.0]), np.array([2.0, 5.0])) == 1.5
+def test_a_threshold_lies_in_the_lower_third_of_its_gap_even_between_neighbouring_numbers():
+    assert best_f1_threshold(np.array([0.0, 1.0]), np.array([2.0, 5.0])) == pytest.approx(4 / 3)
     low = np.float64(1e17)
     high = np.nextafter(low, np.inf)
     for function in (best_f1_threshold, youden_threshold):
