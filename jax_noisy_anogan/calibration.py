@@ -28,7 +28,7 @@ Terms = Mapping[str, Float[np.ndarray, " n"]]
 CALIBRATED = "calibrated"
 _SMALLEST = 2
 # Where in the gap between two scores a threshold lies: nearer to the lower one, since abnormal
-# images scatter more than normal ones. With 10 normal and 2 known abnormal images of MNIST, from the
+# images scatter more than normal ones. With 10 normal and 2 known abnormal images of MNIST, of the
 # validation part, the rest of that part had F1 0.96 to 0.98, and 0.94 to 0.97 with the middle.
 _GAP_SHARE = 1 / 3
 
