@@ -106,7 +106,11 @@ class Work:
         return jax.jit(self.function(), donate_argnums=donate).lower(*shapes).compile(options)
 
     def flops(self) -> float:
-        """Operations in convolutions and products of the plain work, the same for every device."""
+        """Operations in convolutions and products of the plain work, the same for every device.
+
+        Layers of at most 8 channels, which no full-width network has, count with the zeros that
+        fill their wide pixels.
+        """
         plain = self.plain
         return count_flops(plain.function(), *jax.eval_shape(plain.arguments))
 

@@ -122,12 +122,16 @@ def networks_of(config: Config, phase: Phase) -> Networks:
 
 
 def optimizer_of(config: Config, phase: Phase) -> optax.GradientTransformation:
-    """The optimiser of a phase, which starts anew with it; the last one's rate may decay."""
+    """The optimiser of a phase, which starts anew with it; the last one's rate may decay.
+
+    Its state has the same form in all phases, so that a longer schedule goes on from a shorter one.
+    """
     images = config.optim.decay_images
-    if not images or phase != make_schedule(config.growth).phases[-1]:
+    if not images:
         return make_optimizer(config.optim)
-    steps = min(-(-images // phase.minibatch), phase.steps)
-    return make_optimizer(config.optim, phase.steps - steps, steps)
+    is_last = phase == make_schedule(config.growth).phases[-1]
+    steps = min(-(-images // phase.minibatch), phase.steps) if is_last else 0
+    return make_optimizer(config.optim, phase.steps - steps, max(steps, 1))
 
 
 def state_template(config: Config, phase: Phase, mesh: Mesh) -> Any:

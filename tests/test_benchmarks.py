@@ -197,7 +197,7 @@ def test_the_twin_searches_the_same(reduction):
 def test_the_kernel_gradient_does_not_depend_on_its_pieces(
     monkeypatch, cached_numbers, shape, kernel_size
 ):
-    monkeypatch.setattr(layers, "_FEW_OUTPUTS", 0)
+    monkeypatch.setattr(layers, "_FEW_CHANNELS", 0)
     monkeypatch.setattr(layers, "_CACHED_NUMBERS", cached_numbers)
     random = np.random.default_rng(9)
     x = random.normal(size=shape).astype(np.float32)

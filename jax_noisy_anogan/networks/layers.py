@@ -45,20 +45,20 @@ Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 # images of 256 x 256 with 2 channels take 1.9 ms instead of 10.8, and 128 x 128 with 4 channels 0.9
 # instead of 3.4. Its gradient gains too (6.3 and 3.3 ms) while results are narrow. Not chosen by
 # device: an alternative per platform in here breaks the transposition of `in_parts` (jax 0.10.2),
-# and networks for accelerators have more channels.
+# and networks for accelerators have 16 and more.
 # ---------------------------------------------------------------------------------------------
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _CACHED_NUMBERS = 2**18
 _FILLED_CHANNELS = 32
-_FEW_OUTPUTS = 8
+_FEW_CHANNELS = 8
 
 
 def _packing(x: Images, kernel_width: int, channels: int) -> int:
     """How many neighbours in a row of `x` to take as one pixel; 1 where that would not help."""
-    if kernel_width == 1:
+    if kernel_width == 1 or channels > _FEW_CHANNELS:
         return 1
-    return _largest_divisor(x.shape[2], max(1, _FILLED_CHANNELS // channels))
+    return _largest_divisor(x.shape[2], _FILLED_CHANNELS // channels)
 
 
 def _pack(x: Images, neighbours: int) -> Images:
@@ -114,7 +114,7 @@ def conv2d_kernel_gradient(x: Images, cotangent: Images, kernel_shape: Kernel) -
     def packed(x: Images, cotangent: Images) -> Kernel:
         inputs, outputs = x.shape[-1], cotangent.shape[-1]
         neighbours = _packing(x, kernel_size[1], outputs)
-        if neighbours == 1 or outputs > _FEW_OUTPUTS:
+        if neighbours == 1:
             return _kernel_gradient_in_pieces(x, cotangent, kernel_size)
         taps = _taps(neighbours, kernel_size[1]).astype(x.dtype)
         x, cotangent = _pack(x, neighbours), _pack(cotangent, neighbours)
