@@ -87,7 +87,9 @@ def _assert_close(found, wanted, rtol=RTOL):
         for name, value in ours.terms.items():
             # A logit is a difference that can be close to 0.
             assert value == pytest.approx(theirs.terms[name], rel=rtol, abs=rtol), name
-        np.testing.assert_allclose(ours.difference, theirs.difference, rtol=0, atol=rtol)
+        # One pixel shows a latent's rounding more than a term does, which sums over all: by at most
+        # a fifteenth of a grey level.
+        np.testing.assert_allclose(ours.difference, theirs.difference, rtol=0, atol=5 * rtol)
         assert np.abs(ours.drawn.astype(int) - theirs.drawn.astype(int)).max() <= (rtol > 0)
 
 
