@@ -42,6 +42,7 @@ from torch.utils.flop_counter import flop_registry
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, sample_latents
+from jax_noisy_anogan.networks.layers import conv2d, conv2d_kernel_gradient
 from jax_noisy_anogan.train_step import (
     ema_decay_for,
     init_state,
@@ -60,7 +61,8 @@ class Case:
     """One line of the table.
 
     Attributes:
-      kind: "train" or "search".
+      kind: "train" or "search"; "conv" and "kernel-gradient" are one layer of them, 3 x 3, with
+        `fmap_max` channels in and out.
       penalty_interval: of `LossConfig`; the twin always penalises every real image.
       channels_last: memory format of the twin.
     """
@@ -101,6 +103,12 @@ FULL = [
     Case("train", 128, 32, 8),
     Case("search", 256, 16, 4),
     Case("train", 256, 16, 4),
+    # What bounds the rows above: single layers.
+    *(
+        Case(kind, side, channels, batch)
+        for side, channels, batch in ((32, 64, 32), (32, 256, 16), (128, 8, 8), (256, 2, 4))
+        for kind in ("conv", "kernel-gradient")
+    ),
 ]
 
 
@@ -220,7 +228,43 @@ def make_search_sides(case: Case, steps: int = ITERATIONS) -> tuple[Side, Side, 
     return Side(run_ours, work), Side(run_twin, work), cost
 
 
-SIDES = {"train": make_train_sides, "search": make_search_sides}
+def make_layer_sides(case: Case) -> tuple[Side, Side, Program]:
+    side, channels, batch = case.resolution, case.fmap_max, case.batch
+    random = np.random.default_rng(0)
+    x, cotangent = (random.normal(size=(batch, side, side, channels)) for _ in range(2))
+    kernel = random.normal(size=(3, 3, channels, channels))
+    arrays = [jnp.asarray(array, jnp.float32) for array in (x, cotangent, kernel)]
+    images, cotangents, weight = (
+        torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        for array in (
+            x.transpose(0, 3, 1, 2),
+            cotangent.transpose(0, 3, 1, 2),
+            kernel.transpose(3, 2, 0, 1),
+        )
+    )
+
+    def layer(x: jax.Array, cotangent: jax.Array, kernel: jax.Array) -> jax.Array:
+        if case.kind == "conv":
+            return conv2d(x, kernel)
+        return conv2d_kernel_gradient(x, cotangent, kernel)
+
+    def run_twin() -> None:
+        if case.kind == "conv":
+            torch.conv2d(images, weight, padding=1)
+        else:
+            torch.nn.grad.conv2d_weight(images, weight.shape, cotangents, padding=1)
+
+    program, cost = compiled(layer, *arrays)
+    ours = Side(lambda: jax.block_until_ready(program(*arrays)), batch)
+    return ours, Side(run_twin, batch), cost
+
+
+SIDES = {
+    "train": make_train_sides,
+    "search": make_search_sides,
+    "conv": make_layer_sides,
+    "kernel-gradient": make_layer_sides,
+}
 
 
 clock = time.perf_counter

@@ -44,7 +44,7 @@ from jax_noisy_anogan.config import STARTS, Config, SearchConfig
 from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
 from jax_noisy_anogan.metrics import image_metrics
 from jax_noisy_anogan.model import load_model
-from jax_noisy_anogan.scoring import Image, Model, Scorer
+from jax_noisy_anogan.scoring import Image, Model, Scorer, learned_term
 
 REFERENCE: dict[str, Any] = {
     "steps": 500,
@@ -179,7 +179,7 @@ def make_row(
         *terms,
         rule=config.score.threshold_rule,
         false_positive_rate=0.05,
-        learned=calibration.learned_term(config.loss),
+        learned=learned_term(config.loss),
     )
     kinds, count = test[0].is_abnormal, len(test[0].images)
     ours, theirs = (f.terms["score"] for f in (test[1], reference))

@@ -4,6 +4,9 @@ A quarter of the defects of the test part is known. Images are brought to 256 x 
 tiles of 32 x 32; `--config configs/screw_1024.py:whole` grows a full-width network to the whole
 1024 x 1024 instead, which asks for a GPU.
 
+Networks see local contrast: in some selections of these images brightness alone tells flawless from
+defective ones.
+
     python -m jax_noisy_anogan.train --config configs/screw_1024.py --config.data.root=FOLDER \
       --workdir runs/screw
 """
@@ -28,7 +31,8 @@ def get_config(name: str = "") -> Config:
         growth = GrowthConfig(resolution=1024, minibatch={"256": 16, "512": 8, "1024": 4})
         return Config(data=data, growth=growth)
     data.tile_image_resolution = 256
-    data.pixel_mean, data.pixel_std = 0.72, 0.135
+    data.local_contrast = 1 / 16
+    data.pixel_mean, data.pixel_std = 0.5, 0.08
     data.flip_horizontal = data.flip_vertical = data.quarter_turns = True
     data.paste_defects = 0.5
     config = Config(

@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import optimize  # type: ignore[import-untyped]
 
-from jax_noisy_anogan.config import LossConfig
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.metrics import decide
 
@@ -161,8 +160,8 @@ def fit(
       abnormal: of known abnormal validation images; arrays of length 0 where there are none.
       rule: "best_f1" or "youden", which become "quantile" without abnormal images; or "quantile".
       false_positive_rate: of the quantile thresholds.
-      learned: the term that training taught the known abnormal images, if any: what its weight is
-        expected to be the fewer images say otherwise.
+      learned: the term that was trained against known abnormal images, if any; few validation
+        images leave the weight with it.
 
     Raises:
       CalibrationError: fewer than two normal images, or a term that is not finite.
@@ -201,11 +200,6 @@ def fit(
         normals=len(normals),
         abnormals=len(abnormals),
     )
-
-
-def learned_term(loss: LossConfig) -> str:
-    """The term that training taught the known abnormal images; "" for plain AnoGAN."""
-    return "discriminator" if loss.gamma < 1.0 else ""
 
 
 def require_normals(count: int) -> None:

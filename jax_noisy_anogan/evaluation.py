@@ -51,7 +51,14 @@ from jax_noisy_anogan.report import (
     select_images,
     write_report,
 )
-from jax_noisy_anogan.scoring import TERMS, ImageResult, Model, Scorer, Searched
+from jax_noisy_anogan.scoring import (
+    TERMS,
+    ImageResult,
+    Model,
+    Scorer,
+    Searched,
+    learned_term,
+)
 from jax_noisy_anogan.workdir import write_text
 
 PARTS = ("validation_normal", "validation_known_abnormal", "test")
@@ -137,8 +144,9 @@ def evaluate(
     write_text(workdir / "metrics.json", to_json(results))
     write_scores(workdir / "scores.csv", dataset, split, calibration, scored)
     held_out.write_curve()
-    held_out.draw_figures(maps)
-    held_out.write_report(calibration, test, maps, pixel)
+    hottest = held_out.heat_scale(maps)
+    held_out.draw_figures(maps, hottest)
+    held_out.write_report(calibration, test, maps, hottest, pixel)
     return results
 
 
@@ -281,7 +289,7 @@ class _HeldOut:
             scored["validation_known_abnormal"].terms,
             rule=self.config.score.threshold_rule,
             false_positive_rate=self.config.score.false_positive_rate,
-            learned=calibration_lib.learned_term(self.config.loss),
+            learned=learned_term(self.config.loss),
         )
         return Measured(maps, scored, calibration)
 
@@ -336,6 +344,7 @@ class _HeldOut:
         calibration: Calibration,
         test: Scored,
         maps: MapCalibration,
+        hottest: float,
         pixel: PixelMetrics | None,
     ) -> None:
         """Write `report.html`, with the images that are worth looking at."""
@@ -345,7 +354,6 @@ class _HeldOut:
         is_abnormal = self.split.is_abnormal[test.indices]
         chosen = select_images(scores, is_abnormal, threshold=threshold)
         positions = np.unique(np.concatenate(chosen).astype(np.int64))
-        high = self._heat_scale(maps)
         cards = {}
         for k, result in zip(positions, self.results(test.indices[positions]), strict=True):
             index = int(test.indices[k])
@@ -360,7 +368,7 @@ class _HeldOut:
                 class_name=dataset.class_names[dataset.labels[index]],
                 terms={name: float(values[k]) for name, values in test.terms.items()},
                 reconstruction=result.drawn,
-                heatmap=pictures.overlay(image, self._map(result, maps), low=0.0, high=high),
+                heatmap=pictures.overlay(image, self._map(result, maps), low=0.0, high=hottest),
                 mask=None if masks is None else masks[0],
             )
         names = [dataset.class_names[label] for label in dataset.labels[test.indices]]
@@ -390,7 +398,7 @@ class _HeldOut:
             false_positives=[cards[int(k)] for k in chosen.false_positives],
             most_anomalous=[cards[int(k)] for k in chosen.most_anomalous],
             least_anomalous=[cards[int(k)] for k in chosen.least_anomalous],
-            heat_range=(0.0, 2 * high),
+            heat_range=(0.0, hottest),
             failures={item.file: item.reason for item in dataset.left_out},
         )
         write_report(self.workdir / "report.html", report)
@@ -398,17 +406,13 @@ class _HeldOut:
     def _map(self, result: ImageResult, maps: MapCalibration) -> Float[np.ndarray, "h w"]:
         return _calibrated_map(result, maps, self.config)
 
-    def _heat_scale(self, maps: MapCalibration) -> float:
-        """Where heat is strongest in all pictures: twice the usual height of a normal map."""
+    def heat_scale(self, maps: MapCalibration) -> float:
+        """Where heat is strongest, in all pictures: twice the usual height of a normal map."""
         heights = [self._map(r, maps).max() for r in self.results(self.split.validation_normal)]
         return 2.0 * max(float(np.median(heights)), 1.0)
 
-    def draw_figures(self, maps: MapCalibration) -> None:
-        """Fig. 4 and Fig. 5 of the paper, with test images; maps beside masks, where there are any.
-
-        Maps have the report's heat scale.
-        """
-        high = self._heat_scale(maps) if self.dataset.has_masks else None
+    def draw_figures(self, maps: MapCalibration, hottest: float) -> None:
+        """Fig. 4 and 5 of the paper, with test images; maps and masks where there are masks."""
         test = self.split.test
         is_abnormal = self.split.is_abnormal[test]
         # Rows of equal length: as many images as the smaller kind has, unless it has none.
@@ -428,21 +432,15 @@ class _HeldOut:
             difference = np.stack([results[k].difference for k in shown])
             rows += [inputs, drawn, pictures.difference_image(difference, high=2.0)]
             labels += [f"{kind}: input", "G(z)", "difference"]
-            if high is None:
-                continue
-            heat = (self._map(results[k], maps) for k in shown)
-            rows.append(
-                np.stack(
-                    [
-                        pictures.overlay(image, map, low=0.0, high=high)
-                        for image, map in zip(inputs, heat, strict=True)
-                    ]
-                )
-            )
-            labels.append("map")
             masks = self.dataset.masks(indices[shown], self.resolution)
-            if masks is not None and kind == "abnormal":
-                rows.append(np.uint8(255) * masks[..., None].astype(np.uint8))
+            if masks is None:
+                continue
+            heat = [self._map(results[k], maps) for k in shown]
+            both = zip(inputs, heat, strict=True)
+            rows.append(np.stack([pictures.overlay(*b, low=0.0, high=hottest) for b in both]))
+            labels.append("map")
+            if kind == "abnormal":
+                rows.append(np.where(masks[..., None], np.uint8(255), np.uint8(0)))
                 labels.append("mask")
         pictures.save_png(
             self.workdir / "reconstructions.png", pictures.rows_of_images(rows, labels)

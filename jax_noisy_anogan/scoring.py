@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, UInt8
 
 from jax_noisy_anogan import parallel
-from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.config import Config, ConfigError, LossConfig
 from jax_noisy_anogan.latent_search import (
     Bank,
     Judgement,
@@ -52,6 +52,11 @@ Image = UInt8[np.ndarray, "height width channels"]
 # Terms of every image, each growing with abnormality; `local` needs a map calibration.
 TERMS = ("score", "residual", "feature", "penalty", "discriminator")
 _SEARCH_KEY, _BANK_KEY = 4, 5
+
+
+def learned_term(loss: LossConfig) -> str:
+    """The term that was trained against known abnormal images; "" for plain AnoGAN."""
+    return "discriminator" if loss.gamma < 1.0 else ""
 
 
 class Model(NamedTuple):

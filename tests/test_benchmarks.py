@@ -194,10 +194,11 @@ def test_the_twin_searches_the_same(reduction):
     ids=str,
 )
 @pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("few_channels", [0, 8])
 def test_the_kernel_gradient_does_not_depend_on_its_pieces(
-    monkeypatch, cached_numbers, shape, kernel_size
+    monkeypatch, cached_numbers, shape, kernel_size, few_channels
 ):
-    monkeypatch.setattr(layers, "_FEW_CHANNELS", 0)
+    monkeypatch.setattr(layers, "_FEW_CHANNELS", few_channels)
     monkeypatch.setattr(layers, "_CACHED_NUMBERS", cached_numbers)
     random = np.random.default_rng(9)
     x = random.normal(size=shape).astype(np.float32)
@@ -232,7 +233,7 @@ def test_a_row_of_each_kind_is_complete(tmp_path, monkeypatch):
     file = tmp_path / "rows.json"
     compare.main(["--quick", "--json", str(file), "--trials", "3", "--seconds", "0"])
     rows = {row["name"]: row for row in json.loads(file.read_text())}
-    assert rows.keys() == {"train 4² fmap 8 batch 4", "search 4² fmap 8 batch 4"}
+    assert rows.keys() == {f"{kind} 4² fmap 8 batch 4" for kind in compare.SIDES}
     for row in rows.values():
         assert {"ours", "reference", "ratio"} < row.keys()
         assert row["compilations"] == 1, "a run after the first must not compile"
@@ -242,3 +243,19 @@ def test_a_row_of_each_kind_is_complete(tmp_path, monkeypatch):
     dense, conv, rgb = 64 * 128 + 128 * 8 + 8, 16 * 9 * (8 * 8 + 9 * 8), 16 * 8 * 2
     assert row["gigaflops_per_image"] * 1e9 > 4 * (dense + conv + rgb)
     assert row["gigaflops_per_image"] * 1e9 < 5 * (dense + conv + rgb)
+    for kind in ("conv", "kernel-gradient"):
+        flops = rows[f"{kind} 4² fmap 8 batch 4"]["gigaflops_per_image"] * 1e9
+        assert flops == pytest.approx(2 * 16 * 9 * 8 * 8)
+
+
+@pytest.mark.parametrize("kind", ["conv", "kernel-gradient"])
+def test_both_sides_of_a_layer_do_the_same(kind, monkeypatch):
+    results = []
+    monkeypatch.setattr(jax, "block_until_ready", results.append)
+    for module, name in ((torch, "conv2d"), (torch.nn.grad, "conv2d_weight")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=function, **k: results.append(f(*a, **k)))
+    for side in compare.make_layer_sides(compare.Case(kind, 8, 3, 2))[:2]:
+        side.run()
+    ours, theirs = results
+    _assert_close(ours.transpose((0, 3, 1, 2) if kind == "conv" else (3, 2, 0, 1)), theirs)
