@@ -31,6 +31,8 @@ DATASETS = (
     "image_folder",
     "synthetic",
 )
+# Divided as published, whatever their images look like.
+_PUBLISHED_SPLITS = ("mnist5k", "mnist", "ir_mnist", "caltech256")
 OBJECTIVES = ("equation_15", "equation_18", "wgan_gp")
 PENALTIES = ("r1", "gp", "none")
 PRIORS = ("uniform", "normal")
@@ -81,6 +83,9 @@ class DataConfig:
       contamination: abnormal share hidden among the unlabelled training images (gamma_p of Deep
         SAD).
       validation_fraction: share of the training images (normal and known abnormal) held back.
+      keep_together: of image folders and drawn surfaces: images that correlate at least so much
+        (local contrast at 32 x 32; 0.8 finds photographs of the same part) fall to the same part of
+        the split, so that nothing is tested that was seen in training; 0 divides image by image.
       max_validation_images: at most this many of them, half normal and half abnormal; the others
         train; 0 sets no limit.
       max_test_images: draw a balanced subsample of the test part; 0 keeps all.
@@ -123,6 +128,7 @@ class DataConfig:
     known_abnormal_classes: tuple[str, ...] = ()
     contamination: float = 0.0
     validation_fraction: float = 0.15
+    keep_together: float = 0.0
     max_validation_images: int = 0
     max_test_images: int = 0
     categories: int = 1
@@ -505,6 +511,10 @@ def _validate_data(data: DataConfig) -> None:
         _fail("data.pixel_mean", data.pixel_mean, "from 0 to 1")
     if not 0.0 <= data.local_contrast <= 0.5:
         _fail("data.local_contrast", data.local_contrast, "from 0 to 0.5")
+    if not 0.0 <= data.keep_together <= 1.0:
+        _fail("data.keep_together", data.keep_together, "from 0 to 1")
+    if data.keep_together and data.name in _PUBLISHED_SPLITS:
+        _fail("data.keep_together", data.keep_together, f"0 with {data.name}, whose split is fixed")
     if not 0.001 <= data.pixel_std <= 1.0:
         _fail("data.pixel_std", data.pixel_std, "from 0.001 to 1")
     if not 0.0 <= data.paste_defects <= 1.0:

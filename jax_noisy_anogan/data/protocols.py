@@ -1,11 +1,13 @@
 """Who trains, who validates, who is tested: pure functions of labels, settings and a seed.
 
-Nothing here opens a file. Each random choice has its own generator, keyed by the seed, the purpose
-and the class, so that changing one setting does not reshuffle the choices of another.
+Only `make_split` opens a file, and only where look-alikes are to be kept together. Each random
+choice has its own generator, keyed by the seed, the purpose and the class, so that changing one
+setting does not reshuffle the choices of another.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 from collections.abc import Iterable
@@ -17,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jax_noisy_anogan.config import DataConfig
+from jax_noisy_anogan.data import look_alikes
 from jax_noisy_anogan.data.errors import DataError
 from jax_noisy_anogan.data.records import Dataset
 
@@ -92,6 +95,10 @@ def make_split(dataset: Dataset, config: DataConfig) -> Split:
         return one_class(examples, config)
     if config.name == "caltech256":
         return caltech(examples, config)
+    if config.keep_together:
+        images = look_alikes.thumbnails(dataset, np.arange(len(dataset)))
+        groups = look_alikes.groups(images, config.keep_together)
+        examples = dataclasses.replace(examples, groups=groups)
     return layout(examples, config)
 
 
@@ -102,6 +109,7 @@ class Examples:
     Attributes:
       marks: "train", "test", "unlabeled" or "" per example.
       normal_classes: names that the data set itself declares normal.
+      groups: a number per example; those that share it fall to one part. None: each on its own.
     """
 
     ids: tuple[str, ...]
@@ -109,6 +117,7 @@ class Examples:
     class_names: tuple[str, ...]
     marks: tuple[str, ...] = ()
     normal_classes: tuple[str, ...] = ()
+    groups: Int[np.ndarray, " n"] | None = None
 
     def marked(self, mark: str) -> Bool[np.ndarray, " n"]:
         """Which examples carry `mark`."""
@@ -141,6 +150,9 @@ def layout(examples: Examples, config: DataConfig) -> Split:
     Without official parts, `train_fraction` of the normal images trains. Where normal images are
     marked "test", all those marked "train" train; where none is (IR-MNIST), `train_fraction` of
     them. Images marked "unlabeled" join the training images; whether they are abnormal is unknown.
+
+    Look-alikes stay together: shares are met to within one group of them, and where classes or
+    official parts divide a group, its images leave the held-out parts.
     """
     unlabeled = examples.marked("unlabeled")
     names = np.array(examples.class_names)[examples.labels]
@@ -150,8 +162,9 @@ def layout(examples: Examples, config: DataConfig) -> Split:
     if official.any() and (normal & examples.marked("test")).any():
         train = np.flatnonzero(official)
     else:
-        shuffled = _shuffled(np.flatnonzero(normal), config.split_seed, "train")
-        train = _head(shuffled, config.train_fraction)
+        pool = np.flatnonzero(normal)
+        count = round(config.train_fraction * len(pool))
+        train = _chosen(pool, count, examples.groups, config.split_seed, "train")
     return _divide(
         "the data set's own normal class: " + ", ".join(examples.normal_classes),
         examples,
@@ -205,7 +218,7 @@ def caltech(examples: Examples, config: DataConfig) -> Split:
     known = _NONE
     for _ in range(2):
         train, _, _ = divide(known)
-        known = _pick_known(known_pool, labels, _unlabelled_count(train, config), config)
+        known = _pick_known(known_pool, examples, _unlabelled_count(train, config), config)
     train, tested, clutter = divide(known)
     outliers = _shuffled(clutter, seed, "outliers", config.repeat)[: len(tested)]
     names = ", ".join(examples.class_names[label] for label in chosen)
@@ -257,7 +270,7 @@ def _divide(
     extra = _NONE if unlabeled is None else unlabeled
     count = _unlabelled_count(train, config) + len(extra)
     pool = _known_pool(examples, test_abnormal, config)
-    known = _pick_known(pool, examples.labels, count, config)
+    known = _pick_known(pool, examples, count, config)
     return _finish(
         protocol,
         examples,
@@ -285,25 +298,34 @@ def _finish(
     transductive: bool = False,
 ) -> Split:
     """Carve validation out of the training shares, contaminate, and limit the test part."""
-    seed = config.split_seed
-    held = _shuffled(train, seed, "validation")[: _validation_count(len(train), config)]
+    seed, groups = config.split_seed, examples.groups
+    held = _chosen(train, _validation_count(len(train), config), groups, seed, "validation")
     count = _validation_count(len(known), config)
-    held_known = _every_class(known, examples.labels, seed, count)
+    if groups is None:
+        held_known = _every_class(known, examples.labels, seed, count)
+    else:
+        held_known = _chosen(known, count, groups, seed, "validation")
     unlabelled = _joined([np.setdiff1d(train, held), _NONE if unlabeled is None else unlabeled])
     hidden = _contamination(contaminants, len(unlabelled), config)
     unlabelled, test = _joined([unlabelled, hidden]), np.setdiff1d(test, hidden)
+    training_known = np.setdiff1d(known, held_known)
+    if groups is not None:
+        training = _joined([unlabelled, training_known])
+        held, held_known = (_unlike(part, training, groups) for part in (held, held_known))
+        test = _unlike(test, _joined([training, held, held_known]), groups)
     test = _limit_test(test, examples.labels, is_abnormal, config)
     if len(unlabelled) == 0 or len(test) == 0:
         raise DataError(
             f"{protocol}: {len(unlabelled)} training and {len(test)} test images are too few; "
-            "check the folder and config.data.train_fraction"
+            "check the folder, config.data.train_fraction and config.data.keep_together"
         )
     return Split(
-        protocol=f"{protocol}; split seed {seed}",
+        protocol=f"{protocol}; split seed {seed}"
+        + ("" if groups is None else f"; images that correlate {config.keep_together} together"),
         ids=examples.ids,
         is_abnormal=is_abnormal,
         train_normal=unlabelled,
-        train_known_abnormal=np.setdiff1d(known, held_known),
+        train_known_abnormal=training_known,
         validation_normal=np.sort(held),
         validation_known_abnormal=held_known,
         test=test,
@@ -342,7 +364,7 @@ def _known_pool(
 
 def _pick_known(
     pool: Int[np.ndarray, " n"],
-    labels: Int[np.ndarray, " all"],
+    examples: Examples,
     unlabelled: int,
     config: DataConfig,
 ) -> Int[np.ndarray, " m"]:
@@ -360,20 +382,24 @@ def _pick_known(
         total = round(trains / (1 - config.validation_fraction))
         count = trains + _validation_count(total, config)
     if count == 0:
-        classes = np.unique(labels[pool])
+        labels = examples.labels[pool]
         return _joined(
-            _head(
-                _shuffled(pool[labels[pool] == label], seed, "known", int(label)),
-                config.known_abnormal_fraction,
+            _chosen(
+                pool[labels == label],
+                round(config.known_abnormal_fraction * np.count_nonzero(labels == label)),
+                examples.groups,
+                seed,
+                "known",
+                int(label),
             )
-            for label in classes
+            for label in np.unique(labels)
         )
     if count > len(pool):
         raise DataError(
             f"{count} known abnormal images are asked for, only {len(pool)} exist: lower "
             "config.data.known_abnormal_count or known_abnormal_ratio"
         )
-    return np.sort(_shuffled(pool, seed, "known", config.repeat)[:count])
+    return np.sort(_chosen(pool, count, examples.groups, seed, "known", config.repeat))
 
 
 def _contamination(
@@ -443,6 +469,37 @@ def _shuffled(
 ) -> Int[np.ndarray, " n"]:
     key = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), label + 1])
     return np.random.Generator(np.random.PCG64(key)).permutation(indices)
+
+
+def _chosen(
+    indices: Int[np.ndarray, " n"],
+    count: int,
+    groups: Int[np.ndarray, " all"] | None,
+    seed: int,
+    purpose: str,
+    label: int = -1,
+) -> Int[np.ndarray, " m"]:
+    """`count` random ones of `indices`; of groups so many whole ones as come nearest to it.
+
+    At least one group, if `count` is not 0.
+    """
+    if groups is None:
+        return _shuffled(indices, seed, purpose, label)[:count]
+    _, member = np.unique(groups[indices], return_inverse=True)
+    sizes = np.bincount(member)
+    order = _shuffled(np.arange(len(sizes)), seed, purpose, label)
+    totals = np.cumsum([0, *sizes[order]])
+    taken = max(int(np.argmin(np.abs(totals - count))), min(count, 1))
+    return indices[np.isin(member, order[:taken])]
+
+
+def _unlike(
+    held_out: Int[np.ndarray, " n"],
+    others: Int[np.ndarray, " k"],
+    groups: Int[np.ndarray, " all"],
+) -> Int[np.ndarray, " m"]:
+    """Those of `held_out` that share no group with `others`."""
+    return held_out[~np.isin(groups[held_out], groups[others])]
 
 
 def _head(indices: Int[np.ndarray, " n"], fraction: float) -> Int[np.ndarray, " m"]:

@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw
 from rich.table import Table
 
+from jax_noisy_anogan.data import look_alikes
 from jax_noisy_anogan.data.protocols import PARTS, Split
 from jax_noisy_anogan.data.records import Dataset
 
@@ -62,6 +63,11 @@ def properties(dataset: Dataset, split: Split) -> Table:
     mean, std = pixel_statistics(dataset, split.train_normal)
     scale = f"data.pixel_mean={mean:.3f} data.pixel_std={std:.3f}"
     table.add_row("normal training pixels", scale)
+    trained = np.concatenate([split.train_normal, split.train_known_abnormal])
+    tested, known = (look_alikes.thumbnails(dataset, part) for part in (split.test, trained))
+    seen = int(look_alikes.seen(tested, known, look_alikes.SAME).sum())
+    share = f"{seen:,} of {len(split.test):,} correlate {look_alikes.SAME} or more"
+    table.add_row("tested images like a training one", share)
     table.add_row("left out", f"{len(dataset.left_out):,}")
     table.add_row("records", str(dataset.path))
     return table
