@@ -64,8 +64,8 @@ def properties(dataset: Dataset, split: Split) -> Table:
     scale = f"data.pixel_mean={mean:.3f} data.pixel_std={std:.3f}"
     table.add_row("normal training pixels", scale)
     trained = np.concatenate([split.train_normal, split.train_known_abnormal])
-    tested, known = (look_alikes.thumbnails(dataset, part) for part in (split.test, trained))
-    seen = int(look_alikes.seen(tested, known, look_alikes.SAME).sum())
+    pictures, seen_ones = (look_alikes.thumbnails(dataset, part) for part in (split.test, trained))
+    seen = int(look_alikes.seen(pictures, seen_ones, look_alikes.SAME).sum())
     share = f"{seen:,} of {len(split.test):,} correlate {look_alikes.SAME} or more"
     table.add_row("tested images like a training one", share)
     table.add_row("left out", f"{len(dataset.left_out):,}")
