@@ -274,6 +274,9 @@ class ScoreConfig:
       false_positive_rate: share of normal validation images above the "quantile" threshold.
       map: what anomaly maps are made of: "difference", |x - G(z)| (the paper), or "evidence", that
         difference weighed by what it does to D's verdict: finer where D knows defects.
+      average_flips: whether D's term and its evidence are means over the flips of an image that
+        training showed (`data.flip_horizontal`, `data.flip_vertical`), at two or four times their
+        cost. The search sees the image as it is.
       map_sigma: smoothing of anomaly maps, in pixels of the scored image.
       tile_overlap: for tiled models, overlap of neighbouring tiles as a share of their side.
       figure_images: examples per row in the pictures.
@@ -282,6 +285,7 @@ class ScoreConfig:
     threshold_rule: str = "best_f1"
     false_positive_rate: float = 0.05
     map: str = "difference"
+    average_flips: bool = False
     map_sigma: float = 1.0
     tile_overlap: float = 0.25
     figure_images: int = 16
@@ -442,7 +446,7 @@ def validate(config: Config) -> Config:
     _validate_growth(config)
     _validate_loss(config)
     _validate_search(config)
-    _validate_score(config.score)
+    _validate_score(config)
 
     optim = config.optim
     _between("optim.learning_rate", optim.learning_rate, 0.0, 1.0)
@@ -656,7 +660,8 @@ def _validate_search(config: Config) -> None:
     )
 
 
-def _validate_score(score: ScoreConfig) -> None:
+def _validate_score(config: Config) -> None:
+    score = config.score
     _one_of("score.threshold_rule", score.threshold_rule, THRESHOLD_RULES)
     _one_of("score.map", score.map, MAPS)
     if not 0.0 < score.false_positive_rate < 1.0:
@@ -665,6 +670,12 @@ def _validate_score(score: ScoreConfig) -> None:
         _fail("score.map_sigma", score.map_sigma, "from 0 to 256 pixels")
     if not 0.0 <= score.tile_overlap <= 0.75:
         _fail("score.tile_overlap", score.tile_overlap, "from 0 to 0.75")
+    if score.average_flips and not (config.data.flip_horizontal or config.data.flip_vertical):
+        _fail(
+            "score.average_flips",
+            True,
+            "False without data.flip_horizontal or flip_vertical: D knows only what training shows",
+        )
     _at_least("score.figure_images", score.figure_images, 1)
     _at_most("score.figure_images", score.figure_images, _MOST_DRAWN)
 

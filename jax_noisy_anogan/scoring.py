@@ -6,6 +6,7 @@ what a batch holds beside a tile never changes that tile's result.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -78,7 +79,8 @@ class ImageResult(NamedTuple):
 
     Attributes:
       terms: by the names of `TERMS`: L' of Eq. 24 (`score`), L_R of Eq. 2, L_D of Eq. 3, L'_An of
-        Eq. 25, and -logit of D(x). Of a tiled image the largest over its tiles.
+        Eq. 25, and -logit of D(x) (mean over flips with `score.average_flips`). Of a tiled image
+        the largest over its tiles.
       drawn: G(z_hat), blended from tiles where there are several.
       difference: |x - G(z_hat)|, averaged over channels.
       evidence: see `localization.evidence`; None unless `score.map` asks for it.
@@ -263,6 +265,7 @@ def make_functions(
     def measure_images(variables, images, latents):
         params, reference, _ = variables
         generate, judge = bind(networks, params, reference, config)
+        verdict = _verdict(judge, config)
 
         def measure_one(image, z):
             x = to_float_images(image, pixels)
@@ -278,12 +281,12 @@ def make_functions(
                 feature_weight=search.feature_weight,
                 reduction=search.reduction,
             )
-            values = (found.total, found.residual, found.feature, found.penalty, -judged.logit)
+            values = (found.total, found.residual, found.feature, found.penalty, -verdict(x))
             terms = dict(zip(TERMS, values, strict=True))
             # In the units of [-1, 1], whatever the networks are shown.
             maps = {"difference": pixel_difference(x, drawn) * (pixels.std / PAPER_SCALE.std)}
             if config.score.map == "evidence":
-                maps["evidence"] = evidence(lambda image: judge(image).logit, x, drawn)
+                maps["evidence"] = evidence(verdict, x, drawn)
             return to_byte_images(drawn, pixels), maps, terms
 
         return jax.vmap(measure_one)(images, latents)
@@ -307,6 +310,23 @@ def bind(
         return Judgement(squash(logit), logit, out.features[resolution][0])
 
     return generate, judge
+
+
+def _verdict(
+    judge: Callable[[Array], Judgement], config: Config
+) -> Callable[[Float[Array, "h w c"]], Float[Array, ""]]:
+    """D's logit of an image, as its term and the evidence take it."""
+    if not config.score.average_flips:
+        return lambda x: judge(x).logit
+    data = config.data
+    axes = [axis for axis, shown in ((0, data.flip_vertical), (1, data.flip_horizontal)) if shown]
+    flips = [f for count in range(len(axes) + 1) for f in itertools.combinations(axes, count)]
+
+    def verdict(x: Array) -> Array:
+        views = jnp.stack([jnp.flip(x, flip) for flip in flips])
+        return jax.vmap(lambda view: judge(view).logit)(views).mean()
+
+    return verdict
 
 
 def with_guide(model: Model, config: Config) -> Model:

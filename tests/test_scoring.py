@@ -156,6 +156,35 @@ def test_evidence_is_measured_where_it_is_asked_for(model, whole):
         assert plain.map is plain.difference
 
 
+@pytest.mark.parametrize(
+    ("shown", "axes"),
+    [
+        ({"flip_horizontal": True}, [(), (1,)]),
+        ({"flip_vertical": True}, [(), (0,)]),
+        ({"flip_horizontal": True, "flip_vertical": True}, [(), (0,), (1,), (0, 1)]),
+    ],
+)
+def test_a_verdict_over_flips_is_the_mean_of_the_flipped_images_verdicts(
+    model, scorer, whole, shown, axes
+):
+    config = dataclasses.replace(
+        CONFIG,
+        data=DataConfig(**shown),
+        score=ScoreConfig(map="evidence", average_flips=True),
+    )
+    searched, plain = whole
+    pairs = [(image, found.latents) for image, found in zip(IMAGES, searched, strict=True)]
+    flipped = [
+        list(scorer.measure([(np.flip(image, axis), z) for image, z in pairs])) for axis in axes
+    ]
+    for k, result in enumerate(Scorer(model, config).measure(pairs)):
+        mean = np.mean([results[k].terms["discriminator"] for results in flipped])
+        assert result.terms["discriminator"] == pytest.approx(mean, rel=1e-4)
+        for name in ("score", "residual", "feature", "penalty"):
+            assert result.terms[name] == pytest.approx(plain[k].terms[name], rel=1e-5)
+        assert result.evidence is not None
+
+
 def test_the_measured_score_is_the_least_that_the_search_itself_saw(whole):
     searched, results = whole
     for found, result in zip(searched, results, strict=True):
