@@ -11,11 +11,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import (
     Config,
+    ConfigError,
     DataConfig,
     GrowthConfig,
     LossConfig,
     ScoreConfig,
     SearchConfig,
+    validate,
 )
 from jax_noisy_anogan.localization import evidence
 from jax_noisy_anogan.model import load_model
@@ -183,6 +185,12 @@ def test_a_verdict_over_flips_is_the_mean_of_the_flipped_images_verdicts(
         for name in ("score", "residual", "feature", "penalty"):
             assert result.terms[name] == pytest.approx(plain[k].terms[name], rel=1e-5)
         assert result.evidence is not None
+
+
+def test_flips_that_training_never_shows_are_not_averaged_over():
+    config = dataclasses.replace(CONFIG, score=ScoreConfig(average_flips=True))
+    with pytest.raises(ConfigError, match="average_flips"):
+        validate(config)
 
 
 def test_the_measured_score_is_the_least_that_the_search_itself_saw(whole):
