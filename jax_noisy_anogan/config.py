@@ -730,6 +730,9 @@ def changed(config: Config, changes: Sequence[str]) -> Config:
         section, _, item = name.partition(".")
         if not equals or item not in values.get(section, {}):
             raise ConfigError(f"--set {change}: expected section.field=value, as search.steps=500")
+        # The flags of `train` take `true` as well as Python's own word.
+        if isinstance(values[section][item], bool) and text in ("true", "false"):
+            text = text.title()
         try:
             values[section][item] = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -77,6 +77,12 @@ def test_any_text_of_set_is_accepted_or_answered_in_one_line(field, value):
     assert isinstance(kept, number if isinstance(expected, number) else type(expected))
 
 
+@pytest.mark.parametrize("text", ["true", "True"])
+def test_a_switch_is_set_in_either_spelling(text):
+    assert config_lib.changed(Config(), [f"data.flip_vertical={text}"]).data.flip_vertical is True
+    assert config_lib.changed(Config(), ["data.root=true"]).data.root == "true"
+
+
 @pytest.mark.parametrize(
     "change",
     [
