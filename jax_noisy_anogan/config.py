@@ -32,7 +32,7 @@ DATASETS = (
     "synthetic",
 )
 # Divided as published, whatever their images look like.
-_PUBLISHED_SPLITS = ("mnist5k", "mnist", "ir_mnist", "caltech256")
+PUBLISHED_SPLITS = ("mnist5k", "mnist", "ir_mnist", "caltech256")
 OBJECTIVES = ("equation_15", "equation_18", "wgan_gp")
 PENALTIES = ("r1", "gp", "none")
 PRIORS = ("uniform", "normal")
@@ -517,7 +517,7 @@ def _validate_data(data: DataConfig) -> None:
         _fail("data.local_contrast", data.local_contrast, "from 0 to 0.5")
     if not 0.0 <= data.keep_together <= 1.0:
         _fail("data.keep_together", data.keep_together, "from 0 to 1")
-    if data.keep_together and data.name in _PUBLISHED_SPLITS:
+    if data.keep_together and data.name in PUBLISHED_SPLITS:
         _fail("data.keep_together", data.keep_together, f"0 with {data.name}, whose split is fixed")
     if not 0.001 <= data.pixel_std <= 1.0:
         _fail("data.pixel_std", data.pixel_std, "from 0.001 to 1")

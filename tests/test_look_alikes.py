@@ -1,12 +1,14 @@
 """Images of the same part: found, and kept on one side of a split."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
 from jax_noisy_anogan.config import Config, ConfigError, DataConfig, changed, validate
-from jax_noisy_anogan.data import load_dataset, look_alikes, make_split
+from jax_noisy_anogan.data import load_dataset, look_alikes, make_split, summary
 from jax_noisy_anogan.data.protocols import Examples, layout
 
 PARTS, SHOTS = 12, 5
@@ -95,6 +97,17 @@ def test_no_part_is_on_two_sides_of_a_split_that_keeps_them_together(photographe
 def test_a_split_image_by_image_tests_parts_that_it_trained_on(photographed, dataset):
     split = make_split(dataset, photographed)
     assert _parts_of(dataset, split.train_normal) & _parts_of(dataset, split.test)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.8])
+def test_describe_counts_tested_images_that_training_has_seen(photographed, dataset, together):
+    config = dataclasses.replace(photographed, keep_together=together)
+    split = make_split(dataset, config)
+    trained = _parts_of(dataset, [*split.train_normal, *split.train_known_abnormal])
+    seen = sum(bool(_parts_of(dataset, [index]) & trained) for index in split.test)
+    assert (seen == 0) == bool(together)
+    expected = f"{seen:,} of {len(split.test):,} correlate 0.8 or more"
+    assert summary._seen(dataset, split) == expected
 
 
 def test_groups_across_classes_and_official_parts_leave_the_held_out_ones():
