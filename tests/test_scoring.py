@@ -176,6 +176,12 @@ def test_a_verdict_over_flips_is_the_mean_of_the_flipped_images_verdicts(
     )
     searched, plain = whole
     pairs = [(image, found.latents) for image, found in zip(IMAGES, searched, strict=True)]
+
+    def verdict(x):
+        views = jnp.stack([jnp.flip(x, axis) for axis in axes])
+        stddev = jnp.float32(STDDEV)
+        return NETWORKS.discriminate(model.params.discriminator, views, stddev=stddev).logits.mean()
+
     flipped = [
         list(scorer.measure([(np.flip(image, axis), z) for image, z in pairs])) for axis in axes
     ]
@@ -184,7 +190,9 @@ def test_a_verdict_over_flips_is_the_mean_of_the_flipped_images_verdicts(
         assert result.terms["discriminator"] == pytest.approx(mean, rel=1e-4)
         for name in ("score", "residual", "feature", "penalty"):
             assert result.terms[name] == pytest.approx(plain[k].terms[name], rel=1e-5)
-        assert result.evidence is not None
+        x, z = IMAGES[k].astype(np.float32) / 127.5 - 1.0, pairs[k][1]
+        expected = evidence(verdict, x, NETWORKS.generate(model.params.generator, z)[0])
+        np.testing.assert_allclose(result.map, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_flips_that_training_never_shows_are_not_averaged_over():
