@@ -38,7 +38,7 @@ from rich.table import Table
 
 from jax_noisy_anogan import experiment
 from jax_noisy_anogan.config import validate
-from jax_noisy_anogan.scoring import Scorer
+from jax_noisy_anogan.scoring.scorer import Scorer
 
 TRAIN_BATCH = {32: 64, 128: 32, 256: 16, 512: 8, 1024: 4}
 SEARCH_BATCH = {32: 256, 128: 64, 256: 32, 512: 16, 1024: 4}

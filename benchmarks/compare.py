@@ -42,14 +42,10 @@ from torch.utils.flop_counter import flop_registry
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, sample_latents
-from jax_noisy_anogan.networks.layers import conv2d, conv2d_kernel_gradient
-from jax_noisy_anogan.train_step import (
-    ema_decay_for,
-    init_state,
-    make_optimizer,
-    make_train_step,
-    to_float_images,
-)
+from jax_noisy_anogan.networks.convolution import conv2d, conv2d_kernel_gradient
+from jax_noisy_anogan.networks.pixels import to_float_images
+from jax_noisy_anogan.training.state import ema_decay_for, init_state, make_optimizer
+from jax_noisy_anogan.training.step import make_train_step
 
 LATENT = 64
 ITERATIONS = 10

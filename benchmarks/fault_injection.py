@@ -33,8 +33,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from jax_noisy_anogan import parallel, trainer, workdir
-from jax_noisy_anogan.checkpoint import Checkpoints, Position
 from jax_noisy_anogan.config import (
     Config,
     DataConfig,
@@ -46,7 +44,12 @@ from jax_noisy_anogan.config import (
     validate,
 )
 from jax_noisy_anogan.data import load_dataset, make_split
-from jax_noisy_anogan.growth import make_schedule
+from jax_noisy_anogan.runtime import files as files_lib
+from jax_noisy_anogan.runtime import parallel, workdir
+from jax_noisy_anogan.runtime.checkpoint import Checkpoints, Position
+from jax_noisy_anogan.training import loop
+from jax_noisy_anogan.training import state as state_lib
+from jax_noisy_anogan.training.growth import make_schedule
 
 STEPS_PER_PHASE = 12
 STEPS_PER_CHECKPOINT = 4
@@ -103,7 +106,7 @@ def fingerprint(folder: Path, config: Config) -> str:
     phases, mesh = make_schedule(config.growth).phases, parallel.make_mesh(jax.devices()[:1])
     with Checkpoints(folder, read_only=True) as checkpoints:
         restored = checkpoints.restore_newest(
-            lambda position: trainer.state_template(config, phases[position.phase], mesh)
+            lambda position: state_lib.state_template(config, phases[position.phase], mesh)
         )
     assert restored is not None
     digest = hashlib.sha256(json.dumps([restored.position, restored.data]).encode())
@@ -123,13 +126,13 @@ class Bench:
         self.mesh = parallel.make_mesh(jax.devices()[:1])
         parallel.keep_compiled(config.train.compilation_cache_dir)
         self._steps: dict[int, Callable[..., Any]] = {}
-        self._compile = trainer.compile_step
+        self._compile = loop.compile_step
 
-    def train(self, folder: Path, config: Config | None = None) -> trainer.TrainState:
+    def train(self, folder: Path, config: Config | None = None) -> loop.TrainState:
         """Train on one device in this process; programs of earlier calls are used again."""
-        trainer.compile_step = self._compile_once
+        loop.compile_step = self._compile_once
         try:
-            return trainer.train(
+            return loop.train(
                 self.config if config is None else config,
                 folder,
                 self.dataset,
@@ -138,7 +141,7 @@ class Bench:
                 progress=False,
             )
         finally:
-            trainer.compile_step = self._compile
+            loop.compile_step = self._compile
 
     def _compile_once(self, config: Config, phase: Any, *rest: Any) -> Callable[..., Any]:
         if phase.index not in self._steps:
@@ -148,13 +151,13 @@ class Bench:
     @contextlib.contextmanager
     def altered_steps(self, alter: Callable[[Callable], Callable]) -> Iterator[None]:
         """Compile updates that `alter` has wrapped."""
-        before, kept = trainer.make_train_step, self._steps
+        before, kept = loop.make_train_step, self._steps
         self._steps = {}
-        trainer.make_train_step = lambda *args, **kwargs: alter(before(*args, **kwargs))
+        loop.make_train_step = lambda *args, **kwargs: alter(before(*args, **kwargs))
         try:
             yield
         finally:
-            trainer.make_train_step, self._steps = before, kept
+            loop.make_train_step, self._steps = before, kept
 
     def reference(self) -> Path:
         """The folder of the run that nothing happens to."""
@@ -238,11 +241,11 @@ def worker(folder: Path, cache: str, moment: str) -> None:
         return grown
 
     said: list[None] = []
-    compile_step, trainer.compile_step = trainer.compile_step, counted
+    compile_step, loop.compile_step = loop.compile_step, counted
     save, Checkpoints.save = Checkpoints.save, saving  # type: ignore[method-assign]
-    enter, trainer._Run._enter = trainer._Run._enter, entering  # type: ignore[method-assign]
+    enter, loop._Run._enter = loop._Run._enter, entering  # type: ignore[method-assign]
     config = tiny_config(cache)
-    with workdir.locked(folder):
+    with files_lib.locked(folder):
         workdir.settle_config(folder, config)
         bench = Bench(folder.parent, config)
         bench.train(folder)
@@ -401,7 +404,7 @@ def poisoned(step: Callable[..., Any], at: int, *, where: str, lasting: bool, se
       where: "input" of the networks, "update" of the parameters.
       lasting: whether it comes again after a return with other random numbers.
     """
-    first_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), trainer._STEPS), 0)
+    first_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), loop._STEPS), 0)
 
     def run(state: Any, real: Any, abnormal: Any, alpha: Any, key: Any) -> Any:
         now = state.step + 1 == at

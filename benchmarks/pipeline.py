@@ -22,10 +22,11 @@ from absl import flags
 from jax_noisy_anogan import cli
 from jax_noisy_anogan.config import Config, validate
 from jax_noisy_anogan.data import Dataset, Split, TrainingStreams, load_dataset, make_split
-from jax_noisy_anogan.data.pipeline import MEMORY_BYTES, PREFETCHED_BATCHES
-from jax_noisy_anogan.growth import Phase, make_schedule
+from jax_noisy_anogan.data.streams import MEMORY_BYTES, PREFETCHED_BATCHES
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.train_step import ema_decay_for, init_state, make_optimizer, make_train_step
+from jax_noisy_anogan.training.growth import Phase, make_schedule
+from jax_noisy_anogan.training.state import ema_decay_for, init_state, make_optimizer
+from jax_noisy_anogan.training.step import make_train_step
 
 _CONFIG = cli.define_config()
 _RECORDS = flags.DEFINE_bool("from_records", False, "Never keep decoded images in memory")

@@ -14,12 +14,8 @@ from jax.interpreters import partial_eval
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.latent_search import Judgement, search_latents
 from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks
-from jax_noisy_anogan.train_step import (
-    ema_decay_for,
-    init_state,
-    make_optimizer,
-    make_train_step,
-)
+from jax_noisy_anogan.training.state import ema_decay_for, init_state, make_optimizer
+from jax_noisy_anogan.training.step import make_train_step
 
 GAMMA, STDDEV = 0.1, 0.3
 

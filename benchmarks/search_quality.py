@@ -38,13 +38,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jax_noisy_anogan import calibration, encoder, parallel
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import STARTS, Config, SearchConfig
 from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
-from jax_noisy_anogan.metrics import image_metrics
-from jax_noisy_anogan.model import load_model
-from jax_noisy_anogan.scoring import Image, Model, Scorer, learned_term
+from jax_noisy_anogan.evaluation.metrics import image_metrics
+from jax_noisy_anogan.model import Model
+from jax_noisy_anogan.runtime import parallel
+from jax_noisy_anogan.scoring import calibration
+from jax_noisy_anogan.scoring.scorer import Image, Scorer, learned_term
+from jax_noisy_anogan.training import encoder
+from jax_noisy_anogan.training.state import load_model
 
 REFERENCE: dict[str, Any] = {
     "steps": 500,

@@ -40,8 +40,9 @@ from jax_noisy_anogan.config import (
     TrainConfig,
     validate,
 )
-from jax_noisy_anogan.growth import make_schedule
-from jax_noisy_anogan.score_files import find_images, score_files
+from jax_noisy_anogan.data.folders import find_images
+from jax_noisy_anogan.scoring.files import score_files
+from jax_noisy_anogan.training.growth import make_schedule
 
 RSS_GROWTH = 0.05
 HANDLE_GROWTH = 2

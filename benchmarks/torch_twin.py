@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.networks import NetworkParams, Networks, channels_at
-from jax_noisy_anogan.train_step import penalty_weight
+from jax_noisy_anogan.training.step import penalty_weight
 
 HE_GAIN = 2.0**0.5
 

@@ -4,13 +4,14 @@ About 1.5 minutes of CPU time. Expect about 14 % of the generated mass on the ab
 gamma = 1 and at most 0.2 % at 0.5 and 0.1, with all seven normal modes drawn. `:smoke` is one seed
 and fewer steps.
 
-    python -m jax_noisy_anogan.toy2d --config configs/toy2d.py --out runs/toy2d
+    python -m jax_noisy_anogan.reproduction.figure3 --config configs/toy2d.py --out runs/toy2d
 """
 
 import dataclasses
 
-from jax_noisy_anogan.config import ConfigError, OptimConfig
-from jax_noisy_anogan.toy2d import ToyConfig
+from jax_noisy_anogan.config import OptimConfig
+from jax_noisy_anogan.reproduction.ring import ToyConfig
+from jax_noisy_anogan.settings import ConfigError
 
 
 def get_config(name: str = "") -> ToyConfig:

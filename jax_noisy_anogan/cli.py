@@ -13,9 +13,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jax_noisy_anogan import parallel
-from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.errors import UserError
+from jax_noisy_anogan.runtime import processes
+from jax_noisy_anogan.settings import ConfigError
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -144,7 +144,7 @@ def _config_path(argv: Sequence[str]) -> str:
 def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
     try:
         if "process_count" in flags.FLAGS:
-            parallel.start_processes(
+            processes.start_processes(
                 coordinator=flags.FLAGS.coordinator,
                 process_count=flags.FLAGS.process_count,
                 process_index=flags.FLAGS.process_index,

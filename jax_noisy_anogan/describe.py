@@ -11,8 +11,9 @@ from absl import flags
 from rich.console import Console
 
 from jax_noisy_anogan import cli
-from jax_noisy_anogan.config import Config, ConfigError, validate
+from jax_noisy_anogan.config import Config, validate
 from jax_noisy_anogan.data import load_dataset, make_split, summary
+from jax_noisy_anogan.settings import ConfigError
 
 _CONFIG = cli.define_config()
 _SHEET = flags.DEFINE_string(

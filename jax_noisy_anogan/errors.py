@@ -13,3 +13,7 @@ class UserError(Exception):
 
     exit_code = 2
     all_stop = False
+
+
+class DataError(UserError, ValueError):
+    """A source file, folder, split or record is missing or unusable; the message is one line."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jax_noisy_anogan import cli, encoder, evaluation, experiment, model
+from jax_noisy_anogan import cli, experiment
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.data import load_dataset, make_split
+from jax_noisy_anogan.evaluation import results
+from jax_noisy_anogan.training import encoder, state
 
 _WORKDIR = cli.define_workdir("Folder of a finished run")
 _SET = cli.define_changes()
@@ -23,11 +25,11 @@ def main(arguments: list[str]) -> None:
     folder = Path(_WORKDIR.value).expanduser()
     config = config_lib.changed(config_lib.load(folder), _SET.value)
     with experiment.opened(config, folder):
-        trained = model.load_model(folder, config)
+        trained = state.load_model(folder, config)
         dataset = load_dataset(config.data, resolution=config.growth.resolution)
         split = make_split(dataset, config.data)
         trained = encoder.fit(config, folder, dataset, split, trained)
-        cli.print_results(evaluation.evaluate(config, folder, dataset, split, trained))
+        cli.print_results(results.evaluate(config, folder, dataset, split, trained))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from jax_noisy_anogan import calibration, encoder, evaluation, model, parallel, trainer, workdir
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
 from jax_noisy_anogan.data.summary import pixel_statistics
-from jax_noisy_anogan.evaluation import Measured
-from jax_noisy_anogan.scoring import Model
+from jax_noisy_anogan.evaluation import held_out, results
+from jax_noisy_anogan.evaluation.held_out import Measured
+from jax_noisy_anogan.model import Model
+from jax_noisy_anogan.runtime import files, parallel, processes, workdir
+from jax_noisy_anogan.scoring import calibration
+from jax_noisy_anogan.training import encoder, loop
+from jax_noisy_anogan.training import state as state_lib
 
 # Of the standard deviation that networks are told to expect: MNIST has 0.62 of it, drawn brushed
 # steel 0.11.
@@ -33,10 +37,10 @@ def opened(config: Config, folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def hold() -> None:
-            held.enter_context(workdir.locked(folder))
+            held.enter_context(files.locked(folder))
             workdir.settle_config(folder, config)
 
-        parallel.on_first_process(hold)
+        processes.on_first_process(hold)
         yield
 
 
@@ -56,7 +60,7 @@ def run(config: Config, folder: Path, *, progress: bool = True) -> dict[str, Any
     """
     with opened(config, folder):
         trained = _trained(config, folder, progress)
-        return evaluation.evaluate(config, folder, *trained, progress=progress)
+        return results.evaluate(config, folder, *trained, progress=progress)
 
 
 def train(config: Config, folder: Path, *, progress: bool = True) -> Trained:
@@ -69,7 +73,7 @@ def measure(config: Config, folder: Path, *, progress: bool = True) -> tuple[Tra
     """`run` without its files of results: for tables over many runs. In one process only."""
     with opened(config, folder):
         trained = _trained(config, folder, progress)
-        return trained, evaluation.measure(config, folder, *trained, progress=progress)
+        return trained, held_out.measure(config, folder, *trained, progress=progress)
 
 
 def _trained(config: Config, folder: Path, progress: bool) -> Trained:
@@ -78,9 +82,9 @@ def _trained(config: Config, folder: Path, progress: bool) -> Trained:
     split = make_split(dataset, config.data)
     calibration.require_normals(len(split.validation_normal))
     _warn_of_faint_images(config, dataset, split)
-    parallel.on_first_process(lambda: split.write(folder / "split.json"))
-    state = trainer.train(config, folder, dataset, split, progress=progress)
-    trained = model.model_of(config, state)
+    processes.on_first_process(lambda: split.write(folder / "split.json"))
+    state = loop.train(config, folder, dataset, split, progress=progress)
+    trained = state_lib.model_of(config, state)
     trained = encoder.fit(config, folder, dataset, split, trained, progress=progress)
     return Trained(dataset, split, trained)
 

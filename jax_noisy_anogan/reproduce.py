@@ -15,31 +15,31 @@ from types import ModuleType
 from absl import flags
 
 from jax_noisy_anogan import cli
-from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.reproduction import (
-    deep_sad,
+    deep_sad_sweeps,
     figure1,
     figure3,
     figure4,
     figure5,
     figure6,
-    mnist,
+    mnist_table,
     runner,
     table1,
     table2,
 )
 from jax_noisy_anogan.reproduction.cells import Bench, Cell
+from jax_noisy_anogan.settings import ConfigError
 
 # `cells(bench)` lists what is to compute, `results(bench)` makes tables of what is computed.
 EXPERIMENTS: dict[str, ModuleType] = {
     "table1": table1,
     "figure3": figure3,
     "figure6": figure6,
-    "mnist": mnist,
+    "mnist": mnist_table,
     "figure1": figure1,
     "figure4": figure4,
     "figure5": figure5,
-    "deep-sad": deep_sad,
+    "deep-sad": deep_sad_sweeps,
     "table2": table2,
 }
 ROOTS = ("mnist", "ir_mnist", "caltech256")

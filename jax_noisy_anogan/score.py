@@ -10,8 +10,11 @@ from pathlib import Path
 
 from absl import flags
 
-from jax_noisy_anogan import cli, detector, score_files
-from jax_noisy_anogan.config import ConfigError
+from jax_noisy_anogan import cli
+from jax_noisy_anogan.data import folders
+from jax_noisy_anogan.scoring import detector
+from jax_noisy_anogan.scoring import files as files_lib
+from jax_noisy_anogan.settings import ConfigError
 
 _WORKDIR = cli.define_workdir("Folder of a finished run")
 _IMAGES = flags.DEFINE_multi_string(
@@ -31,9 +34,9 @@ cli.define_processes()
 def main(arguments: list[str]) -> None:
     if _THRESHOLD.value is not None and not 0.0 <= _THRESHOLD.value <= 1.0:
         raise ConfigError(f"--threshold={_THRESHOLD.value}: expected a probability from 0 to 1")
-    files = score_files.find_images([*_IMAGES.value, *arguments])
+    files = folders.find_images([*_IMAGES.value, *arguments])
     found = detector.load(_WORKDIR.value)
-    summary = score_files.score_files(
+    summary = files_lib.score_files(
         found,
         files,
         Path(_OUT.value).expanduser(),

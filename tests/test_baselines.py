@@ -25,8 +25,8 @@ from jax_noisy_anogan.baselines.features import (
     pixel_features,
 )
 from jax_noisy_anogan.baselines.linear_algebra import principal_coordinates
-from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.data import DataError
+from jax_noisy_anogan.settings import ConfigError
 
 DIMENSION = 4
 

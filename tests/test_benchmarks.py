@@ -13,14 +13,10 @@ import pytest
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.latent_search import Judgement, search_latents
-from jax_noisy_anogan.networks import NetworkParams, build_networks, layers, sample_latents
-from jax_noisy_anogan.train_step import (
-    init_state,
-    make_optimizer,
-    make_train_step,
-    penalty_weight,
-    to_float_images,
-)
+from jax_noisy_anogan.networks import NetworkParams, build_networks, convolution, sample_latents
+from jax_noisy_anogan.networks.pixels import to_float_images
+from jax_noisy_anogan.training.state import init_state, make_optimizer
+from jax_noisy_anogan.training.step import make_train_step, penalty_weight
 
 torch = pytest.importorskip("torch", reason="the twin needs the extra `bench`")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -198,14 +194,14 @@ def test_the_twin_searches_the_same(reduction):
 def test_the_kernel_gradient_does_not_depend_on_its_pieces(
     monkeypatch, cached_numbers, shape, kernel_size, few_channels
 ):
-    monkeypatch.setattr(layers, "_FEW_CHANNELS", few_channels)
-    monkeypatch.setattr(layers, "_CACHED_NUMBERS", cached_numbers)
+    monkeypatch.setattr(convolution, "_FEW_CHANNELS", few_channels)
+    monkeypatch.setattr(convolution, "_CACHED_NUMBERS", cached_numbers)
     random = np.random.default_rng(9)
     x = random.normal(size=shape).astype(np.float32)
     cotangent = random.normal(size=(*shape[:3], 5)).astype(np.float32)
     kernel = jnp.zeros((kernel_size, kernel_size, shape[3], 5))
     # A fresh function: a cached compilation would keep the pieces of the case before.
-    ours = jax.jit(lambda *args: layers.conv2d_kernel_gradient(*args))(x, cotangent, kernel)
+    ours = jax.jit(lambda *args: convolution.conv2d_kernel_gradient(*args))(x, cotangent, kernel)
     theirs = torch.nn.grad.conv2d_weight(
         torch_twin.to_torch_images(x),
         (5, shape[3], kernel_size, kernel_size),

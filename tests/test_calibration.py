@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from jax_noisy_anogan import calibration as calibration_lib
-from jax_noisy_anogan.calibration import (
+from jax_noisy_anogan.scoring import calibration as calibration_lib
+from jax_noisy_anogan.scoring.calibration import (
     CALIBRATED,
     Calibration,
     CalibrationError,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from absl import logging
 
-from jax_noisy_anogan import checkpoint as checkpoint_lib
-from jax_noisy_anogan import parallel
-from jax_noisy_anogan.checkpoint import CheckpointError, Checkpoints, Position
+from jax_noisy_anogan.runtime import checkpoint as checkpoint_lib
+from jax_noisy_anogan.runtime import parallel
+from jax_noisy_anogan.runtime.checkpoint import CheckpointError, Checkpoints, Position
 
 STEPS = (4, 8, 12)
 

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan import parallel
-from jax_noisy_anogan.config import Config, ConfigError
-from jax_noisy_anogan.growth import make_schedule
+from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.runtime import processes
+from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.training.growth import make_schedule
 
 FIELDS = [
     (section.name, item.name)
@@ -175,24 +176,24 @@ def test_commands_answer_in_one_line_with_exit_code_2(module, arguments, expecte
 )
 def test_incomplete_process_settings_are_named(arguments, expected):
     with pytest.raises(ConfigError, match=expected) as error:
-        parallel.start_processes(**arguments)
+        processes.start_processes(**arguments)
     _clear(error.value)
 
 
 def test_process_settings_come_from_the_environment_too(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES=two in the environment"):
-        parallel.start_processes()
+        processes.start_processes()
 
 
 def test_alone_nothing_is_started(monkeypatch):
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
-    parallel.start_processes()
-    assert parallel.any_process(True)
-    assert not parallel.any_process(False)
+    processes.start_processes()
+    assert processes.any_process(True)
+    assert not processes.any_process(False)
     with pytest.raises(OSError, match="mine"):
-        parallel.on_first_process(_raise)
+        processes.on_first_process(_raise)
 
 
 def _raise():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan.config import ConfigError, DataConfig
+from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import load_dataset
-from jax_noisy_anogan.data.contrast import local_contrast, prepared
+from jax_noisy_anogan.data.preprocess import local_contrast, prepared
+from jax_noisy_anogan.settings import ConfigError
 
 
 def from_the_equation(image, deviation):

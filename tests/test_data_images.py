@@ -18,7 +18,7 @@ from PIL import Image
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import DataError, load_dataset, make_split
 from jax_noisy_anogan.data.decode import decode_image, decode_mask
-from jax_noisy_anogan.data.source import BadImageError
+from jax_noisy_anogan.data.examples import BadImageError
 
 LIMIT = 10**6
 
@@ -460,10 +460,10 @@ def test_padding_and_cropping_keep_the_proportions(tmp_path):
 
 
 def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    from jax_noisy_anogan.data import image_folder, records
+    from jax_noisy_anogan.data import image_folder, writing
 
     root = _plain(tmp_path / "data")
-    monkeypatch.setattr(records, "PART_BYTES", 16 * 16 * 5)
+    monkeypatch.setattr(writing, "PART_BYTES", 16 * 16 * 5)
     decode, decoded = image_folder.decode_image, []
 
     def interrupted(path, **settings):

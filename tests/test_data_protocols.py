@@ -8,7 +8,7 @@ import pytest
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import DataError
-from jax_noisy_anogan.data.protocols import PARTS, Examples, caltech, layout, one_class
+from jax_noisy_anogan.data.splits import PARTS, Examples, caltech, layout, one_class
 
 # LeCun, Cortes, Burges: digits of the 60,000 training and 10,000 test images together.
 MNIST_COUNTS = (6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958)

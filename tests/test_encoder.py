@@ -10,13 +10,18 @@ import optax
 import pytest
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan import encoder, evaluation, model
-from jax_noisy_anogan.config import Config, ConfigError, GrowthConfig, NetworkConfig, SearchConfig
+from jax_noisy_anogan import model
+from jax_noisy_anogan.config import Config, GrowthConfig, NetworkConfig, SearchConfig
 from jax_noisy_anogan.data import load_dataset, make_split
+from jax_noisy_anogan.evaluation import results
 from jax_noisy_anogan.losses import search_loss
+from jax_noisy_anogan.model import Model, Reference, bind, make_encoder, with_guide
 from jax_noisy_anogan.networks import build_networks, project_to_hypersphere
-from jax_noisy_anogan.scoring import Model, Scorer, bind, make_encoder, with_guide
-from jax_noisy_anogan.train_step import Reference, to_byte_images, to_float_images
+from jax_noisy_anogan.networks.pixels import to_byte_images, to_float_images
+from jax_noisy_anogan.scoring.scorer import Scorer
+from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.training import encoder
+from jax_noisy_anogan.training import state as state_lib
 
 WIDTHS = {"fmap_base": 64, "fmap_max": 8, "latent_size": 8}
 CONFIG = Config(
@@ -33,7 +38,7 @@ def trained():
     """Networks that were never trained, and 150 updates of an encoder for them."""
     params = NETWORKS.init(jax.random.key(3))
     optimizer = optax.adam(0.003, b2=0.99)
-    state = encoder.init_encoder(CONFIG, NETWORKS, optimizer)
+    state = model.init_encoder(CONFIG, NETWORKS, optimizer)
     first = jax.tree.map(np.array, state.params)
     step = jax.jit(encoder.make_encoder_step(NETWORKS, CONFIG, optimizer))
     z = jax.random.normal(jax.random.key(8), (32, 8))
@@ -123,7 +128,7 @@ def test_a_run_keeps_its_encoder_and_makes_it_again_where_it_is_damaged(
     config = config_lib.changed(config, changes)
     dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=False)
     split = make_split(dataset, config.data)
-    bare = model.load_model(folder, config)
+    bare = state_lib.load_model(folder, config)
     assert bare.guide is None
 
     def fit(config):
@@ -132,19 +137,19 @@ def test_a_run_keeps_its_encoder_and_makes_it_again_where_it_is_damaged(
     first = fit(config).guide
     stored = folder / "encoder" / "checkpoints"
     written = {path: path.stat().st_mtime_ns for path in stored.rglob("*") if path.is_file()}
-    jax.tree.map(np.testing.assert_array_equal, model.load_model(folder, config).guide, first)
+    jax.tree.map(np.testing.assert_array_equal, state_lib.load_model(folder, config).guide, first)
     jax.tree.map(np.testing.assert_array_equal, fit(config).guide, first)
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
     # Another loss or another length is another encoder.
     longer = config_lib.changed(config, ["search.encoder_images=128"])
-    assert model.load_model(folder, longer).guide is None
+    assert state_lib.load_model(folder, longer).guide is None
 
     for path in written:
         if path.parent.name == "d":
             path.write_bytes(b"damaged" + path.read_bytes()[7:])
-    assert model.load_model(folder, config).guide is None
+    assert state_lib.load_model(folder, config).guide is None
     assert "cannot be used" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, fit(config).guide, first)
-    again = model.load_model(folder, config)
-    assert evaluation.evaluate(config, folder, dataset, split, again, progress=False)["score"]
+    again = state_lib.load_model(folder, config)
+    assert results.evaluate(config, folder, dataset, split, again, progress=False)["score"]

@@ -15,9 +15,6 @@ import pytest
 from PIL import Image
 from sklearn import metrics as peer
 
-from jax_noisy_anogan import calibration as calibration_lib
-from jax_noisy_anogan import evaluation
-from jax_noisy_anogan.calibration import Calibration, CalibrationError
 from jax_noisy_anogan.config import (
     Config,
     DataConfig,
@@ -28,11 +25,14 @@ from jax_noisy_anogan.config import (
     validate,
 )
 from jax_noisy_anogan.data import load_dataset, make_split
-from jax_noisy_anogan.growth import make_schedule
-from jax_noisy_anogan.model import load_model
-from jax_noisy_anogan.scoring import TERMS, Model
-from jax_noisy_anogan.train_step import Reference
-from jax_noisy_anogan.trainer import networks_of
+from jax_noisy_anogan.evaluation import held_out
+from jax_noisy_anogan.evaluation import results as results_lib
+from jax_noisy_anogan.model import Model, Reference
+from jax_noisy_anogan.scoring import calibration as calibration_lib
+from jax_noisy_anogan.scoring.calibration import Calibration, CalibrationError
+from jax_noisy_anogan.scoring.scorer import TERMS
+from jax_noisy_anogan.training.growth import make_schedule
+from jax_noisy_anogan.training.state import load_model, networks_of
 
 SCORES = ["score", "calibrated", "residual", "feature", "penalty", "discriminator", "local"]
 FIGURES = ["auroc", "average_precision", "f1_best", "f1_at_threshold", "threshold"]
@@ -111,7 +111,7 @@ def test_a_run_leaves_every_file_and_they_agree(finished_run):
     results, rows = _read(folder)
     calibration = Calibration.load(folder / "calibration.json")
     parts = json.loads((folder / "split.json").read_text())["parts"]
-    wanted = [(i, part) for part in evaluation.PARTS for i in parts[part]]
+    wanted = [(i, part) for part in held_out.PARTS for i in parts[part]]
     assert sorted((row["id"], row["part"]) for row in rows) == sorted(wanted)
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
@@ -179,16 +179,16 @@ def test_whole_shards_are_not_searched_again_even_with_other_batches(
     shards = sorted((again / "evaluation").glob("*/*.npz"))
     shards[-1].unlink()
     searched = []
-    search = evaluation.Scorer.search
+    search = held_out.Scorer.search
 
     def counted(self, images):
         return search(self, (searched.append(1) or image for image in images))
 
-    monkeypatch.setattr(evaluation.Scorer, "search", counted)
+    monkeypatch.setattr(held_out.Scorer, "search", counted)
     config = dataclasses.replace(config, search=dataclasses.replace(config.search, batch_size=24))
     dataset = load_dataset(config.data, resolution=8)
     split = make_split(dataset, config.data)
-    results = evaluation.evaluate(config, again, dataset, split, load_model(again), progress=False)
+    results = results_lib.evaluate(config, again, dataset, split, load_model(again), progress=False)
     with np.load(folder / shards[-1].relative_to(again)) as values:
         assert len(searched) == len(values["latents"])
     assert results["score"]["auroc"] == pytest.approx(_read(folder)[0]["score"]["auroc"], abs=1e-3)
@@ -232,7 +232,7 @@ def test_tiles_with_masks_and_a_recorded_curve(tmp_path):
     search = SearchConfig(steps=3, batch_size=64, record_curve=True)
     case = _untrained(_config(data=data, search=search), tmp_path)
     config, folder, dataset, split, model = case
-    returned = evaluation.evaluate(*case, progress=False)
+    returned = results_lib.evaluate(*case, progress=False)
     results, rows = _read(folder)
     assert results["pixel"] == pytest.approx(returned["pixel"])
     assert 0 <= results["pixel"]["auroc"] <= 1
@@ -252,7 +252,7 @@ def test_tiles_with_masks_and_a_recorded_curve(tmp_path):
     assert [int(row["step"]) for row in curve] == [0, 1, 2, 3]
     score = {row["id"]: float(row["score"]) for row in rows}
     still = dataclasses.replace(search, steps=0, record_curve=False)
-    starter = evaluation.Scorer(model, dataclasses.replace(config, search=still))
+    starter = held_out.Scorer(model, dataclasses.replace(config, search=still))
     for name, parts in (
         ("validation_auroc", ("validation_normal", "validation_known_abnormal")),
         ("test_auroc", ("test",)),
@@ -274,7 +274,7 @@ def test_gamma_1_with_no_known_abnormal_image_and_no_mask(tmp_path):
     case = _untrained(_config(data=data, loss=LossConfig(gamma=1.0)), tmp_path)
     config, folder, _, split, _ = case
     (folder / "curve.csv").write_text("of an earlier evaluation")
-    evaluation.evaluate(*case, progress=False)
+    results_lib.evaluate(*case, progress=False)
     assert not (folder / "curve.csv").exists()
     results, rows = _read(folder)
     assert "pixel" not in results
@@ -291,13 +291,13 @@ def test_a_wasserstein_critic_and_test_images_of_one_kind_give_valid_files(tmp_p
     loss = LossConfig(objective="wgan_gp", penalty="gp")
     case = _untrained(_config(data=_surfaces(), loss=loss), tmp_path)
     config, folder, dataset, split, model = case
-    evaluation.evaluate(*case, progress=False)
+    results_lib.evaluate(*case, progress=False)
     results, rows = _read(folder)
     _assert_agree_with_scikit_learn(results, rows, Calibration.load(folder / "calibration.json"))
 
     normal = split.test[~split.is_abnormal[split.test]]
     one_kind = dataclasses.replace(split, test=normal)
-    evaluation.evaluate(config, folder, dataset, one_kind, model, progress=False)
+    results_lib.evaluate(config, folder, dataset, one_kind, model, progress=False)
     results, again = _read(folder)
     assert results["score"]["auroc"] is None
     kept = [row for row in rows if row["part"] != "test" or row["is_abnormal"] == "0"]
@@ -308,10 +308,10 @@ def test_too_few_normals_and_diverged_networks_are_one_clear_error(tmp_path, mon
     config, folder, dataset, split, model = _untrained(_config(data=_surfaces()), tmp_path)
     few = dataclasses.replace(split, validation_normal=split.validation_normal[:1])
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "Scorer", None)  # told before any search
+        patched.setattr(results_lib, "Scorer", None)  # told before any search
         with pytest.raises(CalibrationError, match="1 normal"):
-            evaluation.evaluate(config, folder, dataset, few, model)
+            results_lib.evaluate(config, folder, dataset, few, model)
     broken = model._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, model.params))
     with pytest.raises(CalibrationError, match="is nan: the networks have diverged") as error:
-        evaluation.evaluate(config, folder, dataset, split, broken, progress=False)
+        results_lib.evaluate(config, folder, dataset, split, broken, progress=False)
     assert "\n" not in str(error.value)

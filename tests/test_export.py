@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan import export, parallel
-from jax_noisy_anogan.calibration import CALIBRATED, Calibration, Thresholds
-from jax_noisy_anogan.config import ConfigError
-from jax_noisy_anogan.detector import Detection, Detector
-from jax_noisy_anogan.localization import MapCalibration
+from jax_noisy_anogan.model import Model, Reference
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.scoring import TERMS, Model
-from jax_noisy_anogan.train_step import Reference
+from jax_noisy_anogan.runtime import parallel
+from jax_noisy_anogan.scoring import artefact
+from jax_noisy_anogan.scoring.calibration import CALIBRATED, Calibration, Thresholds
+from jax_noisy_anogan.scoring.detector import Detection, Detector
+from jax_noisy_anogan.scoring.maps import MapCalibration
+from jax_noisy_anogan.scoring.scorer import TERMS
+from jax_noisy_anogan.settings import ConfigError
 
 NAMES = (*TERMS, "local")
 CASES = [("whole", 1), ("whole", 3), ("tiled", 3)]
@@ -124,7 +125,7 @@ def exports(tmp_path_factory):
         detector.calibration = dataclasses.replace(detector.calibration, thresholds=thresholds)
         expected = list(detector.stream(prepared))
         np.save(folder / "images.npy", images)
-        export.export_model(
+        artefact.export_model(
             detector._model, detector.config, detector.calibration, detector._maps, folder
         )
         made[kind] = folder, detector, expected
@@ -184,7 +185,7 @@ def test_the_json_files_say_how_decisions_are_made(exports):
 
 def test_one_file_serves_cpu_cuda_and_tpu_and_asks_for_images_only(exports):
     for folder, *_ in exports.values():
-        saved = bytearray((folder / export.ARTEFACT).read_bytes())
+        saved = bytearray((folder / artefact.ARTEFACT).read_bytes())
         exported = jax.export.deserialize(saved)
         assert exported.platforms == ("cpu", "cuda", "tpu")
         assert len(exported.in_avals) == 1
@@ -203,7 +204,7 @@ def test_a_finished_run_is_exported_by_the_command(finished_run, tmp_path):
     )
     assert "manifest.json" in done.stdout
     images = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 1), np.uint8)
-    saved = bytearray((tmp_path / "out" / export.ARTEFACT).read_bytes())
+    saved = bytearray((tmp_path / "out" / artefact.ARTEFACT).read_bytes())
     found = jax.jit(jax.export.deserialize(saved).call)(images)
     wanted = jax_noisy_anogan.load(run).score(images)
     np.testing.assert_allclose(found["score"], [w.score for w in wanted], rtol=1e-5)
@@ -212,14 +213,14 @@ def test_a_finished_run_is_exported_by_the_command(finished_run, tmp_path):
 
 def test_a_folder_without_a_run_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ConfigError, match="--workdir must name the folder of a run"):
-        export.export_detector(tmp_path / "none", tmp_path / "out")
+        artefact.export_detector(tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_onnx_without_its_packages_says_what_to_install(exports, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(ConfigError, match="pip install"):
-        export.export_onnx(exports["whole"][1]._model, tmp_path)
+        artefact.export_onnx(exports["whole"][1]._model, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,7 +229,7 @@ def test_onnx_networks_draw_and_judge_as_the_checkpoints(tmp_path):
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     model = a_detector(channels=3, tiled=False)._model
-    export.export_onnx(model, tmp_path)
+    artefact.export_onnx(model, tmp_path)
     generator, discriminator = (
         onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
         for name in ("generator", "discriminator")

@@ -13,9 +13,12 @@ import pytest
 from absl import logging
 
 import jax_noisy_anogan
-from jax_noisy_anogan import cli, collapse, logs, trainer, workdir
-from jax_noisy_anogan.calibration import CalibrationError
-from jax_noisy_anogan.config import Config, ConfigError, DataConfig, GrowthConfig, TrainConfig
+from jax_noisy_anogan import cli
+from jax_noisy_anogan.config import Config, DataConfig, GrowthConfig, TrainConfig
+from jax_noisy_anogan.runtime import files, workdir
+from jax_noisy_anogan.scoring.calibration import CalibrationError
+from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.training import collapse, journal, loop
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -44,7 +47,7 @@ def test_not_finite_is_noticed_rolled_back_and_given_up_with_the_step(bench):
 
 def test_the_fingerprint_sees_single_bits(bench, monkeypatch):
     whole = faults.fingerprint(bench.reference(), bench.config)
-    restore = trainer.Checkpoints.restore_newest
+    restore = loop.Checkpoints.restore_newest
 
     def changed(self, template_of):
         restored = restore(self, template_of)
@@ -77,12 +80,12 @@ def test_every_fault_of_the_quick_benchmark_loses_nothing(tmp_path):
 
 def test_a_folder_in_use_is_refused(tmp_path):
     with (
-        workdir.locked(tmp_path),
-        pytest.raises(workdir.WorkdirError, match="in use by another training"),
-        workdir.locked(tmp_path),
+        files.locked(tmp_path),
+        pytest.raises(files.WorkdirError, match="in use by another training"),
+        files.locked(tmp_path),
     ):
         pass
-    with workdir.locked(tmp_path):  # free again
+    with files.locked(tmp_path):  # free again
         pass
 
 
@@ -125,7 +128,7 @@ def test_a_change_of_what_scores_depend_on_withdraws_the_thresholds_until_they_a
 def test_curves_with_flipped_bits_do_not_stop_a_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"st\xe9p": 2}\n\xff\xfe\n{"step": 3}\n{"step": 9}\n')
-    logs.MetricWriter(tmp_path, from_step=3).close()
+    journal.MetricWriter(tmp_path, from_step=3).close()
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from jax_noisy_anogan.config import GrowthConfig, OptimConfig
-from jax_noisy_anogan.growth import alpha_in, make_schedule
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.train_step import ema_decay_for, grow_state, init_state, make_optimizer
+from jax_noisy_anogan.training.growth import alpha_in, make_schedule
+from jax_noisy_anogan.training.state import ema_decay_for, grow_state, init_state, make_optimizer
 
 RESOLUTIONS = [2**k for k in range(2, 11)]
 

@@ -28,16 +28,20 @@ from PIL import Image
 
 import jax_noisy_anogan
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan import parallel, score_files
-from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.data import folders
 from jax_noisy_anogan.data.decode import decode_image
+from jax_noisy_anogan.data.examples import BadImageError
 from jax_noisy_anogan.data.pyramid import fit_square
-from jax_noisy_anogan.data.source import BadImageError
-from jax_noisy_anogan.detector import Detector
 from jax_noisy_anogan.errors import UserError
-from jax_noisy_anogan.growth import make_schedule
-from jax_noisy_anogan.scoring import TERMS
-from jax_noisy_anogan.trainer import state_template
+from jax_noisy_anogan.runtime import parallel
+from jax_noisy_anogan.scoring import files as files_lib
+from jax_noisy_anogan.scoring import table
+from jax_noisy_anogan.scoring.detector import Detector
+from jax_noisy_anogan.scoring.scorer import TERMS
+from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.training.growth import make_schedule
+from jax_noisy_anogan.training.state import state_template
 
 EXTREMES = [
     0, -1, 1, 2, 3, 7, 64, 2**31 - 1, 2**31, -(2**31) - 1, 2**63, -(2**63), 10**30, 10**400,
@@ -163,16 +167,16 @@ def _unpickle(content):
 
 
 def test_shards_of_latents_are_never_unpickled(finished_run, tmp_path):
-    from jax_noisy_anogan import evaluation
+    from jax_noisy_anogan.evaluation import held_out as held_out_lib
 
     buffer = io.BytesIO()
     np.savez(buffer, latents=np.array([_Plant(tmp_path / "planted")], object))
     path = tmp_path / "shard.npz"
     for content in (buffer.getvalue(), pickle.dumps(_Plant(tmp_path / "planted"))):
         path.write_bytes(content)
-        held_out = evaluation._HeldOut.__new__(evaluation._HeldOut)
+        held_out = held_out_lib._HeldOut.__new__(held_out_lib._HeldOut)
         held_out.shapes = ((1, 8), None)
-        assert held_out._read(evaluation._Shard(path, np.arange(1))) is None
+        assert held_out._read(held_out_lib._Shard(path, np.arange(1))) is None
     assert not (tmp_path / "planted").exists()
 
 
@@ -350,11 +354,11 @@ def test_every_mutated_image_is_one_row_of_a_score_table(
     data = dataclasses.replace(detector.config.data, max_image_pixels=PIXELS)
     small = dataclasses.replace(detector.config, data=data)
     detector = Detector(detector._model, small, detector.calibration, detector._maps)
-    files = score_files.find_images([mutants])
+    files = folders.find_images([mutants])
     capfd.readouterr()
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_mib()
-    said = score_files.score_files(detector, files, tmp_path / "out", progress=False)
+    said = files_lib.score_files(detector, files, tmp_path / "out", progress=False)
     assert _peak_mib() - before < 600
     printed, errors = capfd.readouterr()
     assert printed == ""
@@ -402,7 +406,7 @@ def test_a_strip_of_few_pixels_takes_little_memory(fit, shape):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(max_size=300) | st.sampled_from(["../../x", "/etc/passwd", "a\nb"])))
 def test_names_of_pictures_are_plain_short_and_different(names):
-    made = {name: score_files.safe_name(name) for name in names}
+    made = {name: files_lib.safe_name(name) for name in names}
     for name in made.values():
         assert re.fullmatch(r"[A-Za-z0-9_-]{9,89}", name)
     assert len(set(made.values())) == len(made)
@@ -419,8 +423,8 @@ def test_links_are_scored_under_their_own_names_and_written_to_from_nowhere(fini
     (images / "folder").symlink_to(secret)
     (images / "up.png").symlink_to("../../../../etc/passwd")
     (images / "self.png").symlink_to(images / "self.png")
-    files = score_files.find_images([images])
-    score_files.score_files(detector, files, out, heatmaps="all", maps=True, progress=False)
+    files = folders.find_images([images])
+    files_lib.score_files(detector, files, out, heatmaps="all", maps=True, progress=False)
     with open(out / "scores.csv", newline="") as file:
         errors = {Path(row["path"]).name: row["error"] for row in csv.DictReader(file)}
     assert errors.keys() == {"link.png", "up.png", "self.png"}
@@ -440,8 +444,8 @@ def test_any_damage_to_rows_of_an_earlier_start_leaves_rows_or_nothing(data):
         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
     )
     changed = {**row, data.draw(st.sampled_from([*row, "new"])): data.draw(value)}
-    if score_files._is_row(changed):
-        score_files.pa.Table.from_pylist([row, changed], schema=score_files._SCHEMA)
+    if table._is_row(changed):
+        table.pa.Table.from_pylist([row, changed], schema=table._SCHEMA)
         assert isinstance(changed["path"], str)
-    assert score_files._is_row(json.loads(json.dumps(row)))
-    assert not score_files._is_row(data.draw(value.filter(lambda v: not isinstance(v, dict))))
+    assert table._is_row(json.loads(json.dumps(row)))
+    assert not table._is_row(data.draw(value.filter(lambda v: not isinstance(v, dict))))

@@ -18,7 +18,7 @@ from jax_noisy_anogan.latent_search import (
     search_latents,
 )
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.parallel import SHARDED, make_mesh
+from jax_noisy_anogan.runtime.parallel import SHARDED, make_mesh
 
 LATENT, GAMMA, LAMBDA = 16, 0.3, 0.2
 KEY = jax.random.key(2)

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from jax_noisy_anogan import localization
+from jax_noisy_anogan.scoring import maps as maps_lib
+from jax_noisy_anogan.scoring import tiles as tiles_lib
 
 
 def test_the_pixel_difference_is_the_mean_over_channels():
     x, drawn = np.random.default_rng(0).uniform(-1, 1, (2, 3, 5, 4, 3)).astype(np.float32)
-    found = localization.pixel_difference(x, drawn)
+    found = maps_lib.pixel_difference(x, drawn)
     np.testing.assert_allclose(found, np.abs(x - drawn).mean(axis=3), rtol=1e-6)
     ones = jnp.ones((2, 2, 1))
-    np.testing.assert_array_equal(localization.pixel_difference(ones, -ones), np.full((2, 2), 2.0))
+    np.testing.assert_array_equal(maps_lib.pixel_difference(ones, -ones), np.full((2, 2), 2.0))
 
 
 def test_the_evidence_is_that_of_integrated_gradients_in_closed_form():
@@ -27,7 +28,7 @@ def test_the_evidence_is_that_of_integrated_gradients_in_closed_form():
     # The gradient is linear along the line, so that the midpoint rule is exact.
     expected = np.abs(weight * (x - drawn) + curve * (x**2 - drawn**2)).sum(axis=-1)
     np.testing.assert_allclose(
-        localization.evidence(logit, x, drawn, steps=3), expected, rtol=1e-4, atol=1e-5
+        maps_lib.evidence(logit, x, drawn, steps=3), expected, rtol=1e-4, atol=1e-5
     )
 
 
@@ -40,7 +41,7 @@ def test_the_evidence_of_a_curved_verdict_adds_up_to_the_difference_of_verdicts(
     def logit(image):  # rising in every pixel, so that no part cancels another
         return jnp.tanh((weight * image).sum())
 
-    total = localization.evidence(logit, x, drawn, steps=64).sum()
+    total = maps_lib.evidence(logit, x, drawn, steps=64).sum()
     np.testing.assert_allclose(total, logit(x) - logit(drawn), rtol=1e-3)
 
 
@@ -48,7 +49,7 @@ def test_the_evidence_of_a_curved_verdict_adds_up_to_the_difference_of_verdicts(
 def test_smoothing_is_that_of_scipy(sigma):
     maps = np.random.default_rng(0).uniform(size=(2, 20, 13)).astype(np.float32)
     expected = ndimage.gaussian_filter(maps, (0, sigma, sigma))
-    found = jax.jit(lambda m: localization.smooth(m, sigma=sigma))(maps)
+    found = jax.jit(lambda m: maps_lib.smooth(m, sigma=sigma))(maps)
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
@@ -63,26 +64,26 @@ def _normal_maps(count=200, seed=0):
 def test_the_statistics_are_those_of_numpy():
     maps = _normal_maps(30)
     smoothed = ndimage.gaussian_filter(maps.astype(float), (0, 1, 1))
-    found = localization.fit_map_calibration(iter(maps), sigma=1.0)
+    found = maps_lib.fit_map_calibration(iter(maps), sigma=1.0)
     variance = ndimage.gaussian_filter(smoothed.var(axis=0), 1) + 0.01 * smoothed.var(axis=0).mean()
     np.testing.assert_allclose(found.mean, smoothed.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.std, np.sqrt(variance), rtol=1e-4)
-    found = localization.fit_map_calibration(maps, sigma=1.0, per_pixel=False)
+    found = maps_lib.fit_map_calibration(maps, sigma=1.0, per_pixel=False)
     np.testing.assert_allclose(found.mean, smoothed.mean(), rtol=1e-5)
     np.testing.assert_allclose(found.std, np.sqrt(1.01 * smoothed.var()), rtol=1e-5)
 
 
 def test_normal_maps_are_standard_and_quiet_pixels_reveal_small_defects():
-    calibration = localization.fit_map_calibration(_normal_maps(), sigma=1.0)
+    calibration = maps_lib.fit_map_calibration(_normal_maps(), sigma=1.0)
     new = _normal_maps(50, seed=1)
-    calibrated = localization.calibrated_map(new, calibration, sigma=1.0)
+    calibrated = maps_lib.calibrated_map(new, calibration, sigma=1.0)
     assert np.abs(calibrated.mean()) < 0.05
     assert calibrated[:, :, 20:28].std() == pytest.approx(1.0, abs=0.1)
     # 0.2 more than usual is far below the loud half's usual difference.
     defective = new[:1].copy()
     defective[0, 10:14, 4:8] += 0.2
     assert defective[0, 10:14, 4:8].mean() < new[0, :, 16:].mean()
-    heat = localization.calibrated_map(defective, calibration, sigma=1.0)[0]
+    heat = maps_lib.calibrated_map(defective, calibration, sigma=1.0)[0]
     y, x = np.unravel_index(np.argmax(heat), heat.shape)
     assert 10 <= y < 14
     assert 4 <= x < 8
@@ -91,14 +92,14 @@ def test_normal_maps_are_standard_and_quiet_pixels_reveal_small_defects():
 def test_a_pixel_that_never_changed_raises_no_infinite_alarm():
     maps = _normal_maps(20)
     maps[:, :, :16] = 0.0
-    calibration = localization.fit_map_calibration(maps, sigma=0.0)
-    heat = localization.calibrated_map(maps[0] + 0.01, calibration, sigma=0.0)
+    calibration = maps_lib.fit_map_calibration(maps, sigma=0.0)
+    heat = maps_lib.calibrated_map(maps[0] + 0.01, calibration, sigma=0.0)
     expected = 0.01 / (0.1 * np.sqrt(maps.var(axis=0).mean()))
     np.testing.assert_allclose(heat[:, :16], expected, rtol=1e-4)
 
 
 def test_calibrations_that_cannot_be_are_refused():
-    fit = localization.fit_map_calibration
+    fit = maps_lib.fit_map_calibration
     with pytest.raises(ValueError, match="no map"):
         fit([], sigma=1.0)
     with pytest.raises(ValueError, match="use per_pixel=False"):
@@ -109,29 +110,29 @@ def test_calibrations_that_cannot_be_are_refused():
     assert mixed.mean == pytest.approx(30 / 46)
     calibration = fit(np.arange(32.0).reshape(2, 4, 4), sigma=1.0)
     with pytest.raises(ValueError, match="equal sizes"):
-        localization.calibrated_map(jnp.zeros((5, 5)), calibration, sigma=1.0)
+        maps_lib.calibrated_map(jnp.zeros((5, 5)), calibration, sigma=1.0)
 
 
 def test_the_box_surrounds_the_largest_region():
     heat = np.zeros((8, 10))
     heat[1, 1:4] = 9.0  # 3 pixels, the strongest
     heat[4, 5] = heat[5, 6] = heat[6, 7] = heat[6, 8] = 1.0  # 4 pixels, touching at corners
-    assert localization.largest_region(heat, 0.5) == (5, 4, 4, 3)
-    assert localization.largest_region(heat, 1.0) == (1, 1, 3, 1)
-    assert localization.largest_region(heat, 9.0) is None
+    assert maps_lib.largest_region(heat, 0.5) == (5, 4, 4, 3)
+    assert maps_lib.largest_region(heat, 1.0) == (1, 1, 3, 1)
+    assert maps_lib.largest_region(heat, 9.0) is None
 
 
 def test_the_first_of_equal_regions_wins():
     heat = np.zeros((6, 6))
     heat[4:, 4:] = heat[:2, 1:3] = 1.0
-    assert localization.largest_region(heat, 0.5) == localization.Box(1, 0, 2, 2)
+    assert maps_lib.largest_region(heat, 0.5) == maps_lib.Box(1, 0, 2, 2)
 
 
 @pytest.mark.parametrize(
     ("size", "tile", "overlap"), [((64, 64), 16, 4), ((65, 47), 16, 0), ((16, 90), 16, 15)]
 )
 def test_tiles_cover_the_image_and_overlap(size, tile, overlap):
-    positions = localization.tile_positions(*size, tile, overlap)
+    positions = tiles_lib.tile_positions(*size, tile, overlap)
     covered = np.zeros(size, int)
     for top, left in positions:
         assert 0 <= top <= size[0] - tile
@@ -148,19 +149,19 @@ def test_tiles_cover_the_image_and_overlap(size, tile, overlap):
 @pytest.mark.parametrize("overlap", [0, 5])
 def test_blended_tiles_are_the_image_again(size, overlap):
     image = np.random.default_rng(0).uniform(-1, 1, (*size, 3)).astype(np.float32)
-    positions = localization.tile_positions(*size, 16, overlap)
-    tiles = localization.cut_tiles(image, positions, 16)
+    positions = tiles_lib.tile_positions(*size, 16, overlap)
+    tiles = tiles_lib.cut_tiles(image, positions, 16)
     assert tiles.shape == (len(positions), 16, 16, 3)
-    found = localization.blend_tiles(tiles, positions, size)
+    found = tiles_lib.blend_tiles(tiles, positions, size)
     np.testing.assert_allclose(found, image, atol=1e-7)
     # The weights add up to exactly one: constant tiles blend to the constant.
-    ones = localization.blend_tiles(np.ones((len(positions), 16, 16)), positions, size)
+    ones = tiles_lib.blend_tiles(np.ones((len(positions), 16, 16)), positions, size)
     np.testing.assert_array_equal(ones, np.ones(size, np.float32))
 
 
 def test_blending_hides_the_seam():
-    positions = localization.tile_positions(16, 24, 16, 8)
-    found = localization.blend_tiles([np.zeros((16, 16)), np.ones((16, 16))], positions, (16, 24))
+    positions = tiles_lib.tile_positions(16, 24, 16, 8)
+    found = tiles_lib.blend_tiles([np.zeros((16, 16)), np.ones((16, 16))], positions, (16, 24))
     np.testing.assert_array_equal(found[:, :8], 0.0)
     np.testing.assert_array_equal(found[:, 16:], 1.0)
     steps = np.diff(found, axis=1)
@@ -170,15 +171,15 @@ def test_blending_hides_the_seam():
 
 def test_small_images_are_continued_by_reflection():
     image = np.arange(3.0)[:, None] * np.ones((1, 4))
-    padded = localization.pad_to_tile(image, 6)
+    padded = tiles_lib.pad_to_tile(image, 6)
     assert padded.shape == (6, 6)
     assert padded[:, 0].tolist() == [0, 1, 2, 1, 0, 1]
 
 
 def test_wrong_tiles_are_refused():
     with pytest.raises(ValueError, match="overlap from 0 to below the tile"):
-        localization.tile_positions(64, 64, 16, 16)
+        tiles_lib.tile_positions(64, 64, 16, 16)
     with pytest.raises(ValueError, match="uncovered"):
-        localization.blend_tiles(np.ones((1, 8, 8)), np.array([[0, 0]]), (8, 12))
+        tiles_lib.blend_tiles(np.ones((1, 8, 8)), np.array([[0, 0]]), (8, 12))
     with pytest.raises(ValueError, match="shorter"):
-        localization.blend_tiles(np.ones((1, 8, 8)), np.array([[0, 0], [0, 4]]), (8, 12))
+        tiles_lib.blend_tiles(np.ones((1, 8, 8)), np.array([[0, 0], [0, 4]]), (8, 12))

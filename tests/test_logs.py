@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from jax_noisy_anogan.config import ConfigError
-from jax_noisy_anogan.logs import MetricWriter, ProgressLine
+from jax_noisy_anogan.runtime.progress import ProgressLine
+from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.training.journal import MetricWriter
 
 
 def _steps(folder):

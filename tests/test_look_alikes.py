@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from jax_noisy_anogan.config import Config, ConfigError, DataConfig, changed, validate
+from jax_noisy_anogan.config import Config, DataConfig, changed, validate
 from jax_noisy_anogan.data import load_dataset, look_alikes, make_split, summary
-from jax_noisy_anogan.data.protocols import Examples, layout
+from jax_noisy_anogan.data.splits import Examples, layout
+from jax_noisy_anogan.settings import ConfigError
 
 PARTS, SHOTS = 12, 5
 

@@ -8,10 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jax_noisy_anogan.config import Config, ConfigError, GrowthConfig, LossConfig, validate
-from jax_noisy_anogan.growth import make_schedule
+from jax_noisy_anogan.config import Config, GrowthConfig, LossConfig, validate
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.parallel import (
+from jax_noisy_anogan.runtime.parallel import (
     AXIS,
     REPLICATED,
     SHARDED,
@@ -20,8 +19,10 @@ from jax_noisy_anogan.parallel import (
     replicate,
     shard,
 )
-from jax_noisy_anogan.train_step import init_state, make_train_step
-from jax_noisy_anogan.trainer import networks_of
+from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.training.growth import make_schedule
+from jax_noisy_anogan.training.state import init_state, networks_of
+from jax_noisy_anogan.training.step import make_train_step
 
 BATCH, GROUP, RESOLUTION = 8, 4, 8
 SGD = optax.sgd(0.5)

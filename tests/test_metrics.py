@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from jax_noisy_anogan import metrics
+from jax_noisy_anogan.evaluation import metrics, pixel_metrics
+from jax_noisy_anogan.scoring import calibration
 
 
 def _scores(seed=0, count=60):
@@ -40,7 +41,7 @@ def test_metrics_equal_their_definitions():
 
 
 def test_a_score_at_the_threshold_is_normal():
-    assert metrics.decide(np.array([0.5, 0.6]), 0.5).tolist() == [False, True]
+    assert calibration.decide(np.array([0.5, 0.6]), 0.5).tolist() == [False, True]
     found = metrics.image_metrics(np.array([0.5, 0.6]), np.array([False, True]), threshold=0.5)
     assert found.f1_at_threshold == 1.0
     found = metrics.image_metrics(np.array([0.5, 0.6]), np.array([False, True]), threshold=0.6)
@@ -182,17 +183,17 @@ def test_exact_pixel_metrics_equal_their_definitions(max_fpr):
     maps, masks = _maps()
     assert sum(len(_regions(mask)) for mask in masks) > 4
     expected = _brute_aupro(maps, masks, max_fpr)
-    assert metrics.aupro(maps, masks, max_fpr=max_fpr) == pytest.approx(expected, rel=1e-12)
+    assert pixel_metrics.aupro(maps, masks, max_fpr=max_fpr) == pytest.approx(expected, rel=1e-12)
     expected = roc_auc_score(masks.ravel(), maps.ravel())
-    assert metrics.pixel_auroc(maps, masks) == pytest.approx(expected, rel=1e-12)
+    assert pixel_metrics.pixel_auroc(maps, masks) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_perfect_map_has_area_one_and_a_reversed_one_zero():
     _, masks = _maps()
     for sign, area in ((1.0, 1.0), (-1.0, 0.0)):
         maps = sign * masks + np.linspace(0, 0.5, masks.size).reshape(masks.shape)
-        assert metrics.pixel_auroc(maps, masks) == pytest.approx(area)
-        assert metrics.aupro(maps, masks) == pytest.approx(area)
+        assert pixel_metrics.pixel_auroc(maps, masks) == pytest.approx(area)
+        assert pixel_metrics.aupro(maps, masks) == pytest.approx(area)
 
 
 def test_a_small_region_counts_as_much_as_a_large_one():
@@ -201,18 +202,18 @@ def test_a_small_region_counts_as_much_as_a_large_one():
     maps = np.zeros((1, 20, 20))
     maps[0, :10, :10] = 1.0
     # The large region is found at no false positive; the small one only with everything.
-    assert metrics.aupro(maps, mask) == pytest.approx(0.5 + 0.5 * 0.3 / 2)
+    assert pixel_metrics.aupro(maps, mask) == pytest.approx(0.5 + 0.5 * 0.3 / 2)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_binned_pixel_metrics_are_within_their_stated_error(scale):
     maps, masks = _maps(digits=9)
     maps = maps * scale
-    counted = metrics.PixelMetrics()
+    counted = pixel_metrics.PixelMetrics()
     for map, mask in zip(maps, masks, strict=True):
         counted.update(map, mask, "block" if mask.any() else "")
     found = counted.result()
-    exact = metrics.pixel_auroc(maps, masks), metrics.aupro(maps, masks)
+    exact = pixel_metrics.pixel_auroc(maps, masks), pixel_metrics.aupro(maps, masks)
     assert 0 < abs(found.auroc - exact[0]) <= found.auroc_error < 1e-3
     assert 0 < abs(found.aupro - exact[1]) <= found.aupro_error < 1e-2
     assert found.images == 6
@@ -220,7 +221,7 @@ def test_binned_pixel_metrics_are_within_their_stated_error(scale):
 
 
 def test_values_of_one_bin_are_ties_of_which_the_error_tells():
-    counted = metrics.PixelMetrics()
+    counted = pixel_metrics.PixelMetrics()
     mask = np.array([[False, False], [True, True]])
     counted.update(np.float32([[1.0, 1.0001], [1.0002, 1.0003]]), mask, "spot")
     assert counted.result()[:4] == (0.5, 0.15, 0.5, 0.3 * 0.85 / 0.3)
@@ -228,17 +229,19 @@ def test_values_of_one_bin_are_ties_of_which_the_error_tells():
 
 def test_few_distinct_values_are_counted_exactly():
     maps, masks = _maps(digits=0)
-    counted = metrics.PixelMetrics()
+    counted = pixel_metrics.PixelMetrics()
     for map, mask in zip(maps, masks, strict=True):
         counted.update(map, mask, "block" if mask.any() else "")
-    assert counted.result().auroc == pytest.approx(metrics.pixel_auroc(maps, masks), rel=1e-12)
-    assert counted.result().aupro == pytest.approx(metrics.aupro(maps, masks), rel=1e-12)
+    assert counted.result().auroc == pytest.approx(
+        pixel_metrics.pixel_auroc(maps, masks), rel=1e-12
+    )
+    assert counted.result().aupro == pytest.approx(pixel_metrics.aupro(maps, masks), rel=1e-12)
 
 
 def test_each_kind_of_defect_is_judged_with_the_normal_images():
     maps, masks = _maps(digits=0)
     names = ["", "", "dent", "scratch", "dent", "scratch"]
-    counted = metrics.PixelMetrics()
+    counted = pixel_metrics.PixelMetrics()
     for map, mask, name in zip(maps, masks, names, strict=True):
         counted.update(map, mask, name)
     found = counted.by_class()
@@ -246,20 +249,22 @@ def test_each_kind_of_defect_is_judged_with_the_normal_images():
     chosen = [0, 1, 3, 5]
     assert found["scratch"].images == 4
     assert found["scratch"].auroc == pytest.approx(
-        metrics.pixel_auroc(maps[chosen], masks[chosen]), rel=1e-12
+        pixel_metrics.pixel_auroc(maps[chosen], masks[chosen]), rel=1e-12
     )
     assert found["scratch"].aupro == pytest.approx(
-        metrics.aupro(maps[chosen], masks[chosen]), rel=1e-12
+        pixel_metrics.aupro(maps[chosen], masks[chosen]), rel=1e-12
     )
 
 
 def test_pixel_intervals_are_those_of_the_bootstrap_over_images():
     maps, masks = _maps(count=8, digits=0)
-    counted = metrics.PixelMetrics()
+    counted = pixel_metrics.PixelMetrics()
     for map, mask in zip(maps, masks, strict=True):
         counted.update(map, mask, "block" if mask.any() else "")
     found = counted.intervals(seed=1, resamples=50)
-    for interval, statistic in zip(found, (metrics.pixel_auroc, metrics.aupro), strict=True):
+    for interval, statistic in zip(
+        found, (pixel_metrics.pixel_auroc, pixel_metrics.aupro), strict=True
+    ):
         expected = metrics.bootstrap_interval(
             statistic, maps, masks, strata=masks.any(axis=(1, 2)), seed=1, resamples=50
         )
@@ -268,7 +273,7 @@ def test_pixel_intervals_are_those_of_the_bootstrap_over_images():
 
 
 def test_pixel_metrics_without_defects_are_nan():
-    counted = metrics.PixelMetrics()
+    counted = pixel_metrics.PixelMetrics()
     assert np.isnan(counted.result()[:4]).all()
     counted.update(np.zeros((4, 4)), np.zeros((4, 4), bool))
     assert np.isnan(counted.result()[:4]).all()
@@ -277,20 +282,20 @@ def test_pixel_metrics_without_defects_are_nan():
 
 
 def test_wrong_maps_are_refused():
-    counted = metrics.PixelMetrics()
+    counted = pixel_metrics.PixelMetrics()
     with pytest.raises(ValueError, match="equal sizes"):
         counted.update(np.zeros((4, 4)), np.zeros((4, 5), bool))
     with pytest.raises(ValueError, match="1 pixels of the map are not finite"):
         counted.update(np.array([[np.inf, 0.0]]), np.zeros((1, 2), bool))
     with pytest.raises(ValueError, match="max_fpr"):
-        metrics.PixelMetrics(max_fpr=0.0)
+        pixel_metrics.PixelMetrics(max_fpr=0.0)
 
 
 def test_memory_stays_flat_over_large_images():
     rng = np.random.default_rng(0)
     heat, mask = np.abs(rng.normal(size=(1024, 1024))), np.zeros((1024, 1024), bool)
     mask[100:110, 100:110] = True
-    counted = metrics.PixelMetrics()
+    counted = pixel_metrics.PixelMetrics()
     tracemalloc.start()
     counted.update(heat, mask, "spot")
     first, _ = tracemalloc.get_traced_memory()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_noisy_anogan.scoring import TERMS
+from jax_noisy_anogan.scoring.scorer import TERMS
 
 # Sums over devices are ordered otherwise: rounding of float32, for values up to 4.
 TOLERANCE = 2e-6
@@ -25,8 +25,12 @@ import dataclasses, sys, time
 from pathlib import Path
 import jax
 import numpy as np
-from jax_noisy_anogan import cli, evaluation, experiment, parallel, trainer
+from jax_noisy_anogan import cli, experiment
 from jax_noisy_anogan.config import *
+from jax_noisy_anogan.evaluation import held_out as held_out_lib
+from jax_noisy_anogan.runtime import processes
+from jax_noisy_anogan.training import loop
+from jax_noisy_anogan.training import state as state_lib
 
 folder, action = Path(sys.argv[1]), sys.argv[2]
 sys.argv = ["train", *sys.argv[3:]]
@@ -45,7 +49,7 @@ config = validate(Config(
 ))
 # SGD: Adam would hide a gradient that is too large by the number of devices.
 import optax
-trainer.optimizer_of = lambda config, phase: optax.sgd(0.05)
+loop.optimizer_of = state_lib.optimizer_of = lambda config, phase: optax.sgd(0.05)
 
 def report_updates(*args):
     step = compile_step(*args)
@@ -55,16 +59,16 @@ def report_updates(*args):
             time.sleep(0.5)
         return step(*values)
     return run
-compile_step, trainer.compile_step = trainer.compile_step, report_updates
+compile_step, loop.compile_step = loop.compile_step, report_updates
 
 class Scores:
     """Raw terms of the test images instead of the whole evaluation, which draws and writes."""
     @staticmethod
     def evaluate(config, folder, dataset, split, model, *, progress):
-        held_out = evaluation._HeldOut(
-            config, folder, dataset, split, evaluation.Scorer(model, config))
+        held_out = held_out_lib._HeldOut(
+            config, folder, dataset, split, held_out_lib.Scorer(model, config))
         held_out.search(progress=False)
-        parallel.any_process(False)
+        processes.any_process(False)
         if jax.process_index():
             return {}
         found = [r.terms["score"] for r in held_out.results(split.test)]
@@ -73,7 +77,7 @@ class Scores:
         np.save(folder / "params.npy", np.concatenate([np.asarray(x).ravel() for x in state]))
         return {}
 
-experiment.evaluation = Scores
+experiment.results = Scores
 cli.define_processes()
 cli.run(lambda _: experiment.run(config, folder, progress=False))
 '''
@@ -82,7 +86,7 @@ cli.run(lambda _: experiment.run(config, folder, progress=False))
 # A command that says how many images it searches.
 COUNTED = """
 import runpy, sys
-from jax_noisy_anogan import scoring
+from jax_noisy_anogan.scoring import scorer
 
 def counted(self, images):
     def seen():
@@ -91,7 +95,7 @@ def counted(self, images):
             yield image
     return search(self, seen())
 
-search, scoring.Scorer.search = scoring.Scorer.search, counted
+search, scorer.Scorer.search = scorer.Scorer.search, counted
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 

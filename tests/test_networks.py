@@ -20,10 +20,10 @@ from jax_noisy_anogan.networks import (
     project_to_hypersphere,
     sample_latents,
 )
+from jax_noisy_anogan.networks.convolution import conv2d
 from jax_noisy_anogan.networks.layers import (
     EqualizedConv,
     EqualizedDense,
-    conv2d,
     crossfade,
     downsample_average,
     fade_real_images,

@@ -9,7 +9,7 @@ from jax import lax
 
 from jax_noisy_anogan.config import LossConfig
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.parallel import (
+from jax_noisy_anogan.runtime.parallel import (
     AXIS,
     REPLICATED,
     SHARDED,
@@ -19,7 +19,8 @@ from jax_noisy_anogan.parallel import (
     require_divisible,
     shard,
 )
-from jax_noisy_anogan.train_step import init_state, make_train_step
+from jax_noisy_anogan.training.state import init_state
+from jax_noisy_anogan.training.step import make_train_step
 
 
 def _equal(a, b):

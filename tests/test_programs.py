@@ -18,7 +18,7 @@ import memory
 import precision
 import programs
 
-from jax_noisy_anogan.networks import layers
+from jax_noisy_anogan.networks import convolution
 
 TINY = {"fmap_base": 64, "fmap_max": 8, "latent_size": 16, "channels": 1}
 
@@ -55,7 +55,7 @@ def test_flops_are_counted_once_per_turn_and_of_one_alternative():
 @pytest.fixture
 def unpacked(monkeypatch):
     """Narrow layers without the zeros that fill their wide pixels."""
-    monkeypatch.setattr(layers, "_FEW_CHANNELS", 0)
+    monkeypatch.setattr(convolution, "_FEW_CHANNELS", 0)
 
 
 @pytest.mark.usefixtures("unpacked")

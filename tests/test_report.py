@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_noisy_anogan import metrics
-from jax_noisy_anogan.localization import Box
-from jax_noisy_anogan.report import (
-    Report,
-    ReportImage,
-    ScoreSummary,
-    select_images,
-    write_report,
-)
+from jax_noisy_anogan.evaluation import metrics, pixel_metrics
+from jax_noisy_anogan.evaluation.report import write_report
+from jax_noisy_anogan.evaluation.selection import Report, ReportImage, ScoreSummary, select_images
+from jax_noisy_anogan.scoring.maps import Box
 
 HOSTILE = "\"><script>alert('1')</script>&amp;<img src=x onerror=y>.png"
 VOID = {"meta", "img", "path", "circle"}
@@ -95,8 +90,8 @@ def _report(**changes):
         ],
         "class_names": names.tolist(),
         "settings": {"loss": {"gamma": 0.1, "objective": HOSTILE}, "seed": 17},
-        "pixel": metrics.PixelResult(0.98765, 0.87654, 0.0, 0.0, 60, 20),
-        "pixel_by_class": {"dent": metrics.PixelResult(0.76543, 0.65432, 0.0, 0.0, 50, 10)},
+        "pixel": pixel_metrics.PixelResult(0.98765, 0.87654, 0.0, 0.0, 60, 20),
+        "pixel_by_class": {"dent": pixel_metrics.PixelResult(0.76543, 0.65432, 0.0, 0.0, 50, 10)},
         "false_negatives": [_image(HOSTILE, 0.25, True)],
         "false_positives": [_image("tray/7.png", 0.75, False)],
         "most_anomalous": [_image("tray/8.png", 1.5, True)],

@@ -12,15 +12,14 @@ import pytest
 from PIL import Image
 
 from jax_noisy_anogan import reproduce
-from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.data.ir_mnist import cell_mask
 from jax_noisy_anogan.reproduction import (
-    deep_sad,
+    deep_sad_sweeps,
     figure1,
     figure4,
     figure5,
     figure6,
-    mnist,
+    mnist_table,
     runner,
     runs,
     table1,
@@ -29,6 +28,7 @@ from jax_noisy_anogan.reproduction import (
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, identity
 from jax_noisy_anogan.reproduction.results import Result, mean_and_deviation
 from jax_noisy_anogan.reproduction.runner import CellsFailedError, UnfinishedError
+from jax_noisy_anogan.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +45,7 @@ def _fill(bench, cells, values):
 
 
 def _scores(auroc, f1=0.5):
-    names = (*runs.SCORES, *table2.COLUMNS, *deep_sad.COMPETITORS)
+    names = (*runs.SCORES, *table2.COLUMNS, *deep_sad_sweeps.COMPETITORS)
     return {
         "auroc": dict.fromkeys(names, auroc),
         "f1": dict.fromkeys(names, f1),
@@ -132,7 +132,7 @@ def test_a_kill_loses_no_finished_cell_and_leaves_no_lock(bench):
 
 def test_where_things_lie_makes_no_other_cell(bench):
     elsewhere = dataclasses.replace(bench, out=Path("/elsewhere"), cache_dir="/cache")
-    settings = [mnist.run(b, 0, 0, runs.NOISY).cell.settings for b in (bench, elsewhere)]
+    settings = [mnist_table.run(b, 0, 0, runs.NOISY).cell.settings for b in (bench, elsewhere)]
     assert settings[0] == settings[1]
     assert identity(bench.config("mnist5k")) != settings[0]
 
@@ -145,7 +145,7 @@ def test_every_cell_has_a_name_of_its_own_and_two_methods_differ(bench):
     for cell in cells:
         assert by_name.setdefault(cell.name, cell.settings) == cell.settings
     assert len({str((c.name, c.settings)) for c in cells}) == len(by_name)
-    plain, noisy = (mnist.run(bench, 0, 0, m).config.loss for m in (runs.ANOGAN, runs.NOISY))
+    plain, noisy = (mnist_table.run(bench, 0, 0, m).config.loss for m in (runs.ANOGAN, runs.NOISY))
     assert (plain.gamma, noisy.gamma) == (1.0, 0.1)
 
 
@@ -155,9 +155,9 @@ def test_every_cell_has_a_name_of_its_own_and_two_methods_differ(bench):
 def test_mnist_means_and_deviations_are_those_of_its_cells(bench):
     bench = dataclasses.replace(bench, options={"digits": [3, 7], "seeds": [0, 1]})
     rng = np.random.default_rng(0)
-    drawn = {cell.name: float(rng.uniform(0.5, 1.0)) for cell in mnist.cells(bench)}
-    _fill(bench, mnist.cells(bench), lambda cell: _scores(drawn[cell.name]))
-    (table,) = mnist.results(bench)
+    drawn = {cell.name: float(rng.uniform(0.5, 1.0)) for cell in mnist_table.cells(bench)}
+    _fill(bench, mnist_table.cells(bench), lambda cell: _scores(drawn[cell.name]))
+    (table,) = mnist_table.results(bench)
     noisy = np.array([[drawn[f"mnist-{d}-1-{s}"] for s in (0, 1)] for d in (3, 7)])
     rows = [row for row in table.rows if row[1] == runs.NOISY]
     for row, values in zip(rows[:2], noisy, strict=True):
@@ -171,9 +171,9 @@ def test_mnist_means_and_deviations_are_those_of_its_cells(bench):
 
 def test_gaps_are_told_and_shown(bench):
     bench = dataclasses.replace(bench, options={"digits": [3]})
-    cells = mnist.cells(bench)
+    cells = mnist_table.cells(bench)
     _fill(bench, cells[:1], lambda cell: _scores(0.75))
-    (table,) = mnist.results(bench)
+    (table,) = mnist_table.results(bench)
     assert table.rows[0][2] == "0.750"
     assert table.rows[1][2] is None
     text = table.markdown()
@@ -184,7 +184,7 @@ def test_gaps_are_told_and_shown(bench):
 def test_full_tables_do_not_say_that_they_are_shrunk(bench):
     for quick in (True, False):
         of_size = dataclasses.replace(bench, quick=quick, options={"digits": [3]})
-        (table,) = mnist.results(of_size)
+        (table,) = mnist_table.results(of_size)
         assert ("shrunk" in table.markdown()) is quick
 
 
@@ -207,25 +207,29 @@ def test_table_2_has_all_columns_both_metrics_and_the_printed_numbers(bench):
 
 
 def test_the_sweeps_follow_deep_sad_s_definitions(bench):
-    ratios, pollutions = ([p._asdict() for p in s] for s in (deep_sad.RATIOS, deep_sad.POLLUTIONS))
+    ratios, pollutions = (
+        [p._asdict() for p in s] for s in (deep_sad_sweeps.RATIOS, deep_sad_sweeps.POLLUTIONS)
+    )
     assert [p["ratio"] for p in ratios] == [0, 0.01, 0.05, 0.1, 0.2]
     assert {p["pollution"] for p in ratios} == {0}
     assert [p["pollution"] for p in pollutions] == [0, 0.01, 0.05, 0.1, 0.2]
     assert {p["ratio"] for p in pollutions} == {0.05}
-    config = deep_sad._config(bench, deep_sad.Pair(8, 9, 0), deep_sad.Point(0.05, 0.1))
+    config = deep_sad_sweeps._config(
+        bench, deep_sad_sweeps.Pair(8, 9, 0), deep_sad_sweeps.Point(0.05, 0.1)
+    )
     assert (config.data.digit, config.data.known_abnormal_classes) == (8, ("9",))
     assert (config.data.known_abnormal_ratio, config.data.contamination) == (0.05, 0.1)
     assert config.data.known_abnormal_fraction == 0
 
 
 def test_the_sweeps_use_one_training_of_anogan_for_all_ratios(bench):
-    names = [cell.name for cell in deep_sad.cells(bench)]
+    names = [cell.name for cell in deep_sad_sweeps.cells(bench)]
     plain = [n for n in names if n.startswith("sad-0-1-0") and n.endswith("-0")]
     noisy = [n for n in names if n.startswith("sad-0-1-0") and n.endswith("-1")]
     assert len(plain) == 5
     assert len(noisy) == 8
-    _fill(bench, deep_sad.cells(bench), lambda cell: _scores(0.9))
-    ratio, pollution = deep_sad.results(bench)
+    _fill(bench, deep_sad_sweeps.cells(bench), lambda cell: _scores(0.9))
+    ratio, pollution = deep_sad_sweeps.results(bench)
     assert _column(ratio, "ratio") == _column(pollution, "pollution") == [0, 0.01, 0.05, 0.1, 0.2]
     assert _column(ratio, "Supervised CNN")[0] is None  # without labels there is no classifier
     assert set(_column(ratio, "Noisy-AnoGAN: calibrated")) == {"0.900 ± 0.000"}
@@ -327,9 +331,9 @@ def _run(modules, bench):
 
 @pytest.mark.slow
 def test_digits_and_their_figures_from_training_to_pictures(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(mnist, "_methods", lambda bench: [runs.NOISY])
+    monkeypatch.setattr(mnist_table, "_methods", lambda bench: [runs.NOISY])
     bench = dataclasses.replace(tiny, options={"digits": [0]})
-    cells = _run([mnist, figure1, figure4, figure5], bench)
+    cells = _run([mnist_table, figure1, figure4, figure5], bench)
     assert all(bench.kept(cell) is not None for cell in cells)
     for name in ("mnist", "figure1", "figure4", "figure5"):
         for suffix in ("md", "csv", "png"):
@@ -356,12 +360,14 @@ def _write_caltech(root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [table1, deep_sad, figure6, table2], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [table1, deep_sad_sweeps, figure6, table2], ids=lambda m: m.__name__
+)
 def test_every_other_experiment_from_data_to_tables(tiny, tmp_path, monkeypatch, capsys, module):
     _write_caltech(tmp_path / "caltech")
     monkeypatch.setattr(table2, "CATEGORIES", (1, 5))
-    monkeypatch.setattr(deep_sad, "POLLUTIONS", deep_sad.POLLUTIONS[2:4])
-    monkeypatch.setattr(deep_sad, "RATIOS", deep_sad.RATIOS[:2])
+    monkeypatch.setattr(deep_sad_sweeps, "POLLUTIONS", deep_sad_sweeps.POLLUTIONS[2:4])
+    monkeypatch.setattr(deep_sad_sweeps, "RATIOS", deep_sad_sweeps.RATIOS[:2])
     monkeypatch.setattr(figure6, "_puzzles", lambda bench: 2)
     for name in ("_tile_settings", "puzzle_config"):
         original = getattr(figure6, name)

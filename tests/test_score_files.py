@@ -18,11 +18,13 @@ import pytest
 from PIL import Image
 
 import jax_noisy_anogan
-from jax_noisy_anogan import score_files as module
 from jax_noisy_anogan.data import DataError
-from jax_noisy_anogan.detector import Detector
-from jax_noisy_anogan.score_files import find_images, safe_name, score_files
-from jax_noisy_anogan.workdir import WorkdirError
+from jax_noisy_anogan.data.folders import find_images
+from jax_noisy_anogan.runtime.files import WorkdirError
+from jax_noisy_anogan.scoring import files as module
+from jax_noisy_anogan.scoring import table as table_lib
+from jax_noisy_anogan.scoring.detector import Detector
+from jax_noisy_anogan.scoring.files import safe_name, score_files
 
 COLUMNS = ["path", "score", "residual", "feature", "penalty", "discriminator", "local"]
 COLUMNS += ["calibrated", "probability", "decision", "box_x", "box_y", "box_width", "box_height"]
@@ -156,13 +158,13 @@ def test_several_processes_make_one_table_and_fewer_may_go_on(detector, images, 
     out, files = tmp_path / "out", find_images([images])
     mine = files[1::2]
     # What the second of two processes has left, when both are killed.
-    rows = {row["path"]: row for row in module._read_rows(table[0] / "rows-0.jsonl")}
+    rows = {row["path"]: row for row in table_lib._read_rows(table[0] / "rows-0.jsonl")}
     out.mkdir()
     lines = [json.dumps(rows[file.name]) for file in mine]
     (out / "rows-1.jsonl").write_text("\n".join(lines) + "\n")
     _score(detector, images, out)
     assert _rows(out) == _rows(table[0])
-    own = {row["path"] for row in module._read_rows(out / "rows-0.jsonl")}
+    own = {row["path"] for row in table_lib._read_rows(out / "rows-0.jsonl")}
     good = {row["path"] for row in _rows(out) if not row["error"]}
     assert not own & good & {file.name for file in mine}
 
@@ -283,7 +285,7 @@ def test_only_a_bounded_number_of_images_is_in_memory(detector, images, tmp_path
 
     class Watched(Detector):
         def prepare(self, image):
-            finished = len(module._read_rows(out / "rows-0.jsonl"))
+            finished = len(table_lib._read_rows(out / "rows-0.jsonl"))
             held.append(int(image.stem) - finished)
             return super().prepare(image)
 

@@ -11,7 +11,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import (
     Config,
-    ConfigError,
     DataConfig,
     GrowthConfig,
     LossConfig,
@@ -19,12 +18,13 @@ from jax_noisy_anogan.config import (
     SearchConfig,
     validate,
 )
-from jax_noisy_anogan.localization import evidence
-from jax_noisy_anogan.model import load_model
+from jax_noisy_anogan.model import Model, Reference, _squash
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.parallel import make_mesh
-from jax_noisy_anogan.scoring import TERMS, Model, Scorer, _squash, learned_term
-from jax_noisy_anogan.train_step import Reference
+from jax_noisy_anogan.runtime.parallel import make_mesh
+from jax_noisy_anogan.scoring.maps import evidence
+from jax_noisy_anogan.scoring.scorer import TERMS, Scorer, learned_term
+from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.training.state import load_model
 
 SIDE, LATENT, STEPS, BATCH = 8, 8, 4, 8
 GAMMA, LAMBDA = 0.3, 0.2

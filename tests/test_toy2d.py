@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_noisy_anogan import toy2d
-from jax_noisy_anogan.config import Config, ConfigError, OptimConfig
-from jax_noisy_anogan.toy2d import ToyConfig
+from jax_noisy_anogan.config import Config, OptimConfig
+from jax_noisy_anogan.reproduction import figure3, ring
+from jax_noisy_anogan.reproduction.ring import ToyConfig
+from jax_noisy_anogan.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,13 +49,13 @@ def _normal_density(x, mean, std):
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(changes, message):
     with pytest.raises(ConfigError) as error:
-        toy2d.validate_toy(dataclasses.replace(ToyConfig(), **changes))
+        ring.validate_toy(dataclasses.replace(ToyConfig(), **changes))
     assert message in str(error.value)
 
 
 def test_configs_of_images_and_unknown_variants_are_refused():
     with pytest.raises(ConfigError, match="returned Config: expected"):
-        toy2d.validate_toy(Config())
+        ring.validate_toy(Config())
     with pytest.raises(ConfigError, match="variant 'big'"):
         _config_file().get_config("big")
 
@@ -67,7 +68,7 @@ def test_optimum_is_equation_23_where_that_is_a_density():
     gamma = 0.6
     expected = p_d / gamma - (1.0 - gamma) / gamma * p_an
     assert expected.min() > 0.0
-    found = toy2d.optimal_density(p_d, p_an, gamma, x[1] - x[0])
+    found = ring.optimal_density(p_d, p_an, gamma, x[1] - x[0])
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
@@ -78,7 +79,7 @@ def test_clipped_optimum_minimises_the_divergence_of_equation_18():
     p_an = _normal_density(x, 1.0, 0.7)
     p_d = 0.8 * _normal_density(x, -1.0, 1.0) + 0.2 * p_an
     gamma = 0.3
-    optimum = toy2d.optimal_density(p_d, p_an, gamma, cell)
+    optimum = ring.optimal_density(p_d, p_an, gamma, cell)
     assert (p_d - (1.0 - gamma) * p_an).min() < 0.0
     assert optimum.min() == 0.0
     np.testing.assert_allclose(optimum.sum() * cell, 1.0, atol=1e-12)
@@ -100,9 +101,9 @@ def test_clipped_optimum_minimises_the_divergence_of_equation_18():
 @pytest.mark.parametrize("gamma", [1.0, 0.95, 0.5, 0.1])
 def test_optimum_on_the_ring_keeps_the_share_that_disjoint_modes_give(gamma):
     config = ToyConfig(contamination=0.15)
-    mixture = toy2d.make_mixture(config)
-    points, mass = toy2d.optimal_mass(mixture, gamma, side=300)
-    shares = toy2d.mode_shares(points, mixture, mass)
+    mixture = ring.make_mixture(config)
+    points, mass = ring.optimal_mass(mixture, gamma, side=300)
+    shares = ring.mode_shares(points, mixture, mass)
     # (0.15 - (1 - gamma)) / gamma of Eq. 23, or nothing; of each mode 1 - exp(-9 / 2) is within 3
     # standard deviations.
     abnormal = max(0.0, 0.15 - (1.0 - gamma)) / gamma
@@ -112,14 +113,14 @@ def test_optimum_on_the_ring_keeps_the_share_that_disjoint_modes_give(gamma):
 
 
 def test_points_belong_to_the_nearest_mode_within_three_deviations():
-    mixture = toy2d.make_mixture(ToyConfig(modes=4, radius=1.0, mode_std=0.1))
+    mixture = ring.make_mixture(ToyConfig(modes=4, radius=1.0, mode_std=0.1))
     points = np.array([[1.0, 0.29], [1.31, 0.0], [0.05, 1.0], [-1.0, 0.1], [0.0, 0.0]])
     # The ring starts at a right angle and ends with the abnormal mode at (1, 0).
-    np.testing.assert_array_equal(toy2d.nearest_modes(points, mixture), [3, 4, 0, 1, 4])
+    np.testing.assert_array_equal(ring.nearest_modes(points, mixture), [3, 4, 0, 1, 4])
     np.testing.assert_allclose(
-        toy2d.mode_shares(points, mixture), [0.2, 0.2, 0.0, 0.2, 0.4], atol=1e-12
+        ring.mode_shares(points, mixture), [0.2, 0.2, 0.0, 0.2, 0.4], atol=1e-12
     )
-    assert toy2d.mode_shares(np.random.default_rng(0).normal(size=(999, 2)), mixture).sum() == (
+    assert ring.mode_shares(np.random.default_rng(0).normal(size=(999, 2)), mixture).sum() == (
         pytest.approx(1.0)
     )
 
@@ -128,10 +129,10 @@ def test_a_row_says_no_when_a_normal_mode_is_lost():
     config = ToyConfig(modes=3, radius=2.0, gammas=(0.5, 1.0), seeds=2, contamination=0.2)
     plain = [0.4, 0.4, 0.2, 0.0]
     kept, lost = [0.5, 0.49, 0.01, 0.0], [0.9, 0.09, 0.01, 0.0]
-    (row, _) = toy2d.summarize(config, "equation_18", np.array([[kept, kept], [plain, plain]]))
+    (row, _) = ring.summarize(config, "equation_18", np.array([[kept, kept], [plain, plain]]))
     assert (row.covered, row.subtracted) == (2, True)
     assert row.ratio == pytest.approx(0.05)
-    (row, _) = toy2d.summarize(config, "equation_18", np.array([[kept, lost], [plain, plain]]))
+    (row, _) = ring.summarize(config, "equation_18", np.array([[kept, lost], [plain, plain]]))
     assert (row.covered, row.subtracted) == (1, False)
 
 
@@ -139,7 +140,7 @@ def test_training_subtracts_the_abnormal_mode_and_writes_everything(tmp_path, ca
     config = dataclasses.replace(
         _config_file().get_config("smoke"), gammas=(1.0, 0.1), objectives=("equation_18",)
     )
-    plain, subtracted = toy2d.run(toy2d.validate_toy(config), tmp_path)
+    plain, subtracted = figure3.run(ring.validate_toy(config), tmp_path)
     # The plain GAN must draw the contamination, or nothing would be shown.
     assert plain.abnormal > 0.5 * config.contamination
     assert plain.covered >= config.modes - 2
@@ -162,7 +163,8 @@ def test_training_subtracts_the_abnormal_mode_and_writes_everything(tmp_path, ca
 
 
 def test_command_ends_with_one_line_for_a_wrong_setting(tmp_path):
-    command = [sys.executable, "-m", "jax_noisy_anogan.toy2d", "--config", "configs/toy2d.py"]
+    module = "jax_noisy_anogan.reproduction.figure3"
+    command = [sys.executable, "-m", module, "--config", "configs/toy2d.py"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path), "--config.gammas=(0.5,)"],
         cwd=ROOT,
@@ -172,6 +174,6 @@ def test_command_ends_with_one_line_for_a_wrong_setting(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "toy2d: config.gammas is (0.5,): expected 1.0 among them, which the others are compared "
+        "figure3: config.gammas is (0.5,): expected 1.0 among them, which the others are compared "
         "with"
     ]

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan import experiment, model, trainer
-from jax_noisy_anogan.checkpoint import checksum
-from jax_noisy_anogan.growth import make_schedule
-from jax_noisy_anogan.train_step import grow_state
+from jax_noisy_anogan import experiment
+from jax_noisy_anogan.runtime.files import checksum
+from jax_noisy_anogan.training import loop
+from jax_noisy_anogan.training import state as state_lib
+from jax_noisy_anogan.training.growth import make_schedule
+from jax_noisy_anogan.training.state import grow_state
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -109,7 +111,7 @@ def test_after_the_end_the_command_only_evaluates_again(command, monkeypatch):
     def trains(*_):
         raise AssertionError("a finished run trains")
 
-    monkeypatch.setattr(trainer._Run, "_run_phase", trains)
+    monkeypatch.setattr(loop._Run, "_run_phase", trains)
     again = experiment.run(config_lib.load(folder), folder, progress=False)
     assert json.loads((folder / "metrics.json").read_text()).keys() == before.keys()
     for name in ("score", "calibrated"):
@@ -120,7 +122,7 @@ def test_after_the_end_the_command_only_evaluates_again(command, monkeypatch):
 
 def test_a_finished_run_is_a_model(command):
     _, folder, _ = command
-    found = model.load_model(folder)
+    found = state_lib.load_model(folder)
     assert found.networks.resolution == 8
     assert float(found.reference.weight) > 0
 
@@ -134,7 +136,7 @@ def bench(tmp_path_factory):
 def test_every_phase_is_compiled_once_and_a_stop_at_any_step_changes_no_bit(bench):
     bench.reference()
     last = make_schedule(bench.config.growth).total_steps
-    folder, save = bench.root / "stops", trainer.Checkpoints.save
+    folder, save = bench.root / "stops", loop.Checkpoints.save
     rng = random.Random(0)
     stops = sorted(rng.sample(range(1, last), 5))
 
@@ -166,7 +168,7 @@ def test_every_phase_is_compiled_once_and_a_stop_at_any_step_changes_no_bit(benc
     assert bench.is_whole(folder)
     assert len(compiled) == 3
     assert [function._cache_size() for function in compiled.values()] == [1, 1, 1]
-    assert trainer.Checkpoints.save is save
+    assert loop.Checkpoints.save is save
 
 
 def test_growing_keeps_every_parameter_of_the_lower_resolution(bench):
@@ -174,8 +176,8 @@ def test_growing_keeps_every_parameter_of_the_lower_resolution(bench):
     folder = bench.root / "grown"
     growth = dataclasses.replace(config.growth, resolution=4)
     small = bench.train(folder, dataclasses.replace(config, growth=growth))
-    networks = trainer.networks_of(config, phases[1])
-    grown = grow_state(small, networks, trainer.make_optimizer(config.optim), jax.random.key(1))
+    networks = state_lib.networks_of(config, phases[1])
+    grown = grow_state(small, networks, state_lib.make_optimizer(config.optim), jax.random.key(1))
     for before, after in zip(small.params, grown.params, strict=True):
         old, new = _by_path(before), _by_path(after)
         assert len(new) > len(old)
@@ -192,7 +194,7 @@ def test_only_the_last_phase_lets_the_rate_decay(bench):
             bench.config, optim=dataclasses.replace(optim, decay_images=images)
         )
         for phase in phases:
-            optimizer = trainer.optimizer_of(config, phase)
+            optimizer = state_lib.optimizer_of(config, phase)
             state, rates = optimizer.init(jnp.float32(0.0)), []
             for _ in range(phase.steps + 1):
                 updates, state = optimizer.update(jnp.float32(1.0), state)
@@ -226,7 +228,7 @@ def test_the_command_killed_at_random_times_ends_with_the_same_bits(command, tmp
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert kills > 0
-    ours, theirs = model.load_model(folder), model.load_model(finished)
+    ours, theirs = state_lib.load_model(folder), state_lib.load_model(finished)
     assert checksum((ours.params, ours.reference)) == checksum((theirs.params, theirs.reference))
     config = config_lib.load(finished)
     assert faults.fingerprint(folder, config) == faults.fingerprint(finished, config)

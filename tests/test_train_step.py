@@ -19,7 +19,8 @@ import pytest
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig
 from jax_noisy_anogan.networks import Networks, build_networks
-from jax_noisy_anogan.parallel import (
+from jax_noisy_anogan.networks.pixels import PixelScale, to_byte_images, to_float_images
+from jax_noisy_anogan.runtime.parallel import (
     AXIS,
     REPLICATED,
     SHARDED,
@@ -28,14 +29,8 @@ from jax_noisy_anogan.parallel import (
     replicate,
     shard,
 )
-from jax_noisy_anogan.train_step import (
-    PixelScale,
-    init_state,
-    make_optimizer,
-    make_train_step,
-    to_byte_images,
-    to_float_images,
-)
+from jax_noisy_anogan.training.state import init_state, make_optimizer
+from jax_noisy_anogan.training.step import make_train_step
 
 BATCH, GROUP, RESOLUTION = 32, 2, 8
 RATE, DECAY = 0.5, 0.8

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_noisy_anogan.baselines import (
-    alocc,
     coherence_pursuit,
     deep_sad,
     dpcp,

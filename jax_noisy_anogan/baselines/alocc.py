@@ -30,7 +30,7 @@ from jax_noisy_anogan.baselines.deep import (
     keys_and_shuffler,
     run_epochs,
 )
-from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.networks.layers import downsample_average, leaky_relu, upsample_nearest
 
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_noisy_anogan.data.errors import DataError
-from jax_noisy_anogan.networks.layers import conv2d
+from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.networks.convolution import conv2d
 
 Images = Float[np.ndarray, "n height width channels"]
 Scores = Float[np.ndarray, " n"]

@@ -27,7 +27,7 @@ from jax_noisy_anogan.baselines.deep import (
     max_pool,
     run_epochs,
 )
-from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.networks.layers import upsample_nearest
 
 _INVERSE_EPSILON = 1e-6

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float, UInt8
 
-from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.errors import DataError
 
 Rows = Float[np.ndarray, "n features"]
 

@@ -24,7 +24,7 @@ from jax_noisy_anogan.baselines.deep import (
     max_pool,
     run_epochs,
 )
-from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """TensorFlow Datasets builders: they write a source's pyramid as array_record.
 
-Importing this module imports TFDS; `records.py` does so only when records are written or read.
+Importing this module imports TFDS; `writing.py` and `dataset.py` do so only when records are
+written or read.
 One builder config is one part of a data set (bounded memory, and the unit of a restart), and one
 split is one resolution, so that reading 4 x 4 never touches larger pictures. Images are PNG bytes:
 TFDS encodes arrays with TensorFlow, which is not needed here.
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jax_noisy_anogan.data import pyramid
-from jax_noisy_anogan.data.source import Example, Source
+from jax_noisy_anogan.data.examples import Example, Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.decode import decode_image
-from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.data.examples import Example, Source
 from jax_noisy_anogan.data.folders import Listing, open_root
-from jax_noisy_anogan.data.source import Example, Source, digest
+from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.runtime.files import digest
 
 CLUTTER = "257.clutter"
 _FOLDER = "256_ObjectCategories"

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jax_noisy_anogan.data.source import BadImageError, Picture
+from jax_noisy_anogan.data.examples import BadImageError, Picture
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"))
 SMALLEST_SIDE = 4

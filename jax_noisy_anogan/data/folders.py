@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from jax_noisy_anogan.data.decode import SUFFIXES
-from jax_noisy_anogan.data.errors import DataError
-from jax_noisy_anogan.data.source import BadImageError
+from jax_noisy_anogan.data.examples import BadImageError
+from jax_noisy_anogan.errors import DataError
 
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
 # Control characters, line separators, and what stands for bytes that are not UTF-8.
@@ -160,3 +162,65 @@ def _is_folder(path: Path) -> bool:
 def _shown(path: Path) -> str:
     """The path as one printable line."""
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], str(path))
+
+
+class ImageFile(NamedTuple):
+    """One file to score.
+
+    Attributes:
+      path: where it lies.
+      name: what the table calls it, and what its pictures are named after; unique. The path, with
+        bytes that are no UTF-8 written as escapes.
+    """
+
+    path: Path
+    name: str
+
+
+def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
+    """The image files among `paths` and, in name order, below the folders among them.
+
+    A file that is named itself is taken whatever its ending; in folders, hidden files, other
+    endings, pipes and links to folders are passed over.
+
+    Raises:
+      DataError: a path does not exist, is neither file nor folder, or cannot be listed, or nothing
+        is found.
+    """
+    found: dict[str, ImageFile] = {}
+    for text in paths:
+        path = Path(text).expanduser()
+        try:
+            if path.is_dir():
+                files: Iterable[Path] = _below(path)
+            elif path.is_file():
+                files = [path]
+            else:
+                kind = "is neither a file nor a folder" if path.exists() else "does not exist"
+                raise DataError(f"--images {path} {kind}")
+        except OSError as error:  # a name that is too long, a folder that cannot be entered
+            raise DataError(f"--images {path}: {error.strerror}") from error
+        for file in files:
+            name = str(file).encode("utf-8", "backslashreplace").decode()
+            found.setdefault(name, ImageFile(file, name))
+    if not found:
+        endings = " ".join(sorted(SUFFIXES))
+        raise DataError(f"--images {' '.join(map(str, paths))}: no file ends in {endings}")
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+    for here, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(here) / name
+            # Opening a pipe would wait forever; a broken link becomes a row with its error.
+            if (
+                not name.startswith(".")
+                and path.suffix.lower() in SUFFIXES
+                and (path.is_file() or not path.exists())
+            ):
+                yield path

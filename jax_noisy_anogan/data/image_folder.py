@@ -17,9 +17,10 @@ import numpy as np
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.decode import decode_image, decode_mask
-from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.data.examples import BadImageError, Example, Picture, Source
 from jax_noisy_anogan.data.folders import Listing, open_root
-from jax_noisy_anogan.data.source import BadImageError, Example, Picture, Source, digest
+from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.runtime.files import digest
 
 _UNLABELED = "unlabeled"
 _LANDMARKS = {"mvtec": "train/good", "magnetic_tile": "MT_Free", "plain": "normal"}

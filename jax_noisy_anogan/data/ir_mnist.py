@@ -17,10 +17,11 @@ from jaxtyping import Bool, Int, UInt8
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import mnist
 from jax_noisy_anogan.data.decode import decode_image
-from jax_noisy_anogan.data.errors import DataError
+from jax_noisy_anogan.data.examples import BadImageError, Example, Picture, Source
 from jax_noisy_anogan.data.folders import Listing, open_root
 from jax_noisy_anogan.data.pyramid import fit_square
-from jax_noisy_anogan.data.source import BadImageError, Example, Picture, Source, digest
+from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.runtime.files import digest
 
 CELLS = 11
 CELL_SIDE = 20

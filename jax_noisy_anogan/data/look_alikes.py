@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import sparse  # type: ignore[import-untyped]
 from scipy.sparse import csgraph  # type: ignore[import-untyped]
 
-from jax_noisy_anogan.data.contrast import local_contrast
-from jax_noisy_anogan.data.records import Dataset
+from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.preprocess import local_contrast
 
 # From here on two images are taken for one thing: magnetic tiles, of which every one was
 # photographed six times under other light, fall into groups of six at 0.8; at 0.7 and below groups

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jax_noisy_anogan.data.errors import DataError
-from jax_noisy_anogan.data.source import Example, Picture, Source, digest
+from jax_noisy_anogan.data.examples import Example, Picture, Source
+from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.runtime.files import digest
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 SIDE = 28

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from jax_noisy_anogan.config import PUBLISHED_SPLITS
 from jax_noisy_anogan.data import look_alikes
-from jax_noisy_anogan.data.protocols import PARTS, Split
-from jax_noisy_anogan.data.records import Dataset
+from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.splits import PARTS, Split
 
 # Table 1: name, images, classes.
 PAPER_TABLE_1 = {

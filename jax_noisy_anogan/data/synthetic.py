@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data.source import Example, Picture, Source, digest
+from jax_noisy_anogan.data.examples import Example, Picture, Source
+from jax_noisy_anogan.runtime.files import digest
 
 TEXTURES = ("brushed", "fabric", "speckle")
 DEFECTS = ("scratch", "spot", "dent", "fibre")

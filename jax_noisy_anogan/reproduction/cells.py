@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jax_noisy_anogan.config import Config, ConfigError
-from jax_noisy_anogan.data.source import digest
-from jax_noisy_anogan.workdir import write_text
+from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.runtime.files import digest, write_text
+from jax_noisy_anogan.settings import ConfigError
 
 Values = dict[str, Any]
 

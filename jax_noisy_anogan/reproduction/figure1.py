@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jax_noisy_anogan import pictures
-from jax_noisy_anogan.reproduction import mnist, runs
+from jax_noisy_anogan.reproduction import mnist_table, runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values
 from jax_noisy_anogan.reproduction.results import Result, story
 
@@ -42,14 +42,14 @@ def results(bench: Bench) -> list[Result]:
             "Figure 1: noisy samples inside MNIST, by score",
             ["digit", "kind", "image", "L'"],
             rows,
-            story(bench, listed, note, runs.settings_line(mnist.base_config(bench))),
+            story(bench, listed, note, runs.settings_line(mnist_table.base_config(bench))),
             pictures.rows_of_images(strips, labels) if strips else None,
         )
     ]
 
 
 def _cell(bench: Bench, digit: int) -> Cell:
-    run, count = mnist.first_run(bench, digit), _count(bench)
+    run, count = mnist_table.first_run(bench, digit), _count(bench)
 
     def compute() -> Values:
         trained = run.trained()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jax_noisy_anogan import pictures
-from jax_noisy_anogan.reproduction import mnist, runs
+from jax_noisy_anogan.reproduction import mnist_table, runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values
 from jax_noisy_anogan.reproduction.results import Result, mean, story
 
@@ -15,7 +15,7 @@ _SHOWN = 10
 
 def cells(bench: Bench) -> list[Cell]:
     """Held-out images of both digits, behind the Noisy-AnoGAN of 0."""
-    run = mnist.first_run(bench, KINDS["normal"])
+    run = mnist_table.first_run(bench, KINDS["normal"])
 
     def compute() -> Values:
         trained = run.trained()
@@ -56,7 +56,7 @@ def results(bench: Bench) -> list[Result]:
                 listed,
                 "held-out images; the networks of Table `mnist`: 10 % of every other digit is "
                 "known abnormal",
-                runs.settings_line(mnist.base_config(bench)),
+                runs.settings_line(mnist_table.base_config(bench)),
             ),
             pictures.rows_of_images(strips, labels) if strips else None,
         )

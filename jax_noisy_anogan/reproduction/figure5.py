@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jax_noisy_anogan import pictures
-from jax_noisy_anogan.metrics import image_metrics
-from jax_noisy_anogan.reproduction import mnist, runs
+from jax_noisy_anogan.evaluation.metrics import image_metrics
+from jax_noisy_anogan.reproduction import mnist_table, runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values
 from jax_noisy_anogan.reproduction.results import Result, story
 
@@ -18,7 +18,7 @@ _DECIMALS = 4
 
 def cells(bench: Bench) -> list[Cell]:
     """Held-out images of both digits, behind the Noisy-AnoGAN of 0."""
-    run = mnist.first_run(bench, DIGITS[0])
+    run = mnist_table.first_run(bench, DIGITS[0])
 
     def compute() -> Values:
         trained = run.trained()
@@ -58,7 +58,7 @@ def results(bench: Bench) -> list[Result]:
                 bench,
                 listed,
                 "held-out images; the networks of Table `mnist`",
-                runs.settings_line(mnist.base_config(bench)),
+                runs.settings_line(mnist_table.base_config(bench)),
             ),
             picture,
         )

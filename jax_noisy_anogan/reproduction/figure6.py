@@ -18,17 +18,19 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from jax_noisy_anogan import evaluation, experiment, pictures
-from jax_noisy_anogan.calibration import CALIBRATED
+from jax_noisy_anogan import experiment, pictures
 from jax_noisy_anogan.config import Config, DataConfig, validate
 from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
+from jax_noisy_anogan.data.catalog import open_source
+from jax_noisy_anogan.data.examples import Example
 from jax_noisy_anogan.data.ir_mnist import CELL_SIDE, CELLS, SIDE, cell_mask
-from jax_noisy_anogan.data.source import Example, digest
-from jax_noisy_anogan.data.sources import open_source
-from jax_noisy_anogan.metrics import image_metrics
+from jax_noisy_anogan.evaluation.metrics import image_metrics
 from jax_noisy_anogan.reproduction import runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
 from jax_noisy_anogan.reproduction.results import Result, story
+from jax_noisy_anogan.runtime.files import digest
+from jax_noisy_anogan.scoring import scorer
+from jax_noisy_anogan.scoring.calibration import CALIBRATED
 
 _SHOWN = 4
 _TILE, _BORDER = 32, 2  # a cell as MNIST's own digits lie: 28 pixels within 32
@@ -162,7 +164,7 @@ def _tiled_cell(bench: Bench, method: str) -> Cell:
             scores["difference"].append(np.array([m.mean() for m in maps]))
             for name_of in ("score", "discriminator"):
                 scores[name_of].append(np.array([r.terms[name_of] for r in found]))
-            terms = evaluation.terms_of(found, measured.maps, config)
+            terms = scorer.terms_of(found, measured.maps, config)
             scores[CALIBRATED].append(measured.calibration.calibrated(terms))
             if number < shown:
                 drawn = [_uncovered(r.drawn[..., 0].astype(np.float32)) for r in found]

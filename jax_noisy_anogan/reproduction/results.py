@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 from jax_noisy_anogan import pictures
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values
-from jax_noisy_anogan.workdir import write_text
+from jax_noisy_anogan.runtime.files import write_text
 
 MISSING = "–"
 

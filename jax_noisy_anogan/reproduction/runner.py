@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from jax_noisy_anogan import parallel
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.reproduction.cells import Bench, Cell
+from jax_noisy_anogan.runtime import parallel
 
 _PAUSE_S = 1.0
 

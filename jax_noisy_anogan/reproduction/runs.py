@@ -12,18 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jax_noisy_anogan import evaluation, experiment
+from jax_noisy_anogan import experiment
 from jax_noisy_anogan.baselines.deep import Images
 from jax_noisy_anogan.baselines.features import Rows, array_features
 from jax_noisy_anogan.config import Config, DataConfig, validate
 from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
-from jax_noisy_anogan.data.protocols import PARTS
-from jax_noisy_anogan.data.source import digest
+from jax_noisy_anogan.data.splits import PARTS
+from jax_noisy_anogan.evaluation import results
+from jax_noisy_anogan.evaluation.metrics import image_metrics
 from jax_noisy_anogan.experiment import Trained
-from jax_noisy_anogan.metrics import image_metrics
+from jax_noisy_anogan.model import pixel_scale
+from jax_noisy_anogan.networks.pixels import to_float_images
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
-from jax_noisy_anogan.scoring import Image, ImageResult, Scorer
-from jax_noisy_anogan.train_step import pixel_scale, to_float_images
+from jax_noisy_anogan.runtime.files import digest
+from jax_noisy_anogan.scoring.scorer import Image, ImageResult, Scorer
 
 SCORES = ("score", "calibrated", "residual", "feature", "penalty", "discriminator", "local")
 ANOGAN, NOISY, BALANCED = "AnoGAN (gamma = 1)", "Noisy-AnoGAN", "Noisy-AnoGAN, Eq. 18"
@@ -99,7 +101,7 @@ def run(bench: Bench, name: str, config: Config) -> Run:
         calibration, test = measured.calibration, measured.scored["test"]
         is_abnormal = trained.split.is_abnormal[test.indices]
         return {
-            **_metrics(evaluation.score_metrics(calibration, test, is_abnormal)),
+            **_metrics(results.score_metrics(calibration, test, is_abnormal)),
             **counts(trained.split),
             "weights": dict(zip(calibration.terms, calibration.weights, strict=True)),
         }

@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_noisy_anogan.baselines import SUBSPACE, alocc, published
 from jax_noisy_anogan.baselines.features import Rows, load_features, pixel_features
-from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data import DataError, Dataset, Split
 from jax_noisy_anogan.reproduction import runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell
@@ -23,6 +23,7 @@ from jax_noisy_anogan.reproduction.results import (
     story,
 )
 from jax_noisy_anogan.reproduction.runs import Run, auroc, f1
+from jax_noisy_anogan.settings import ConfigError
 
 CATEGORIES = (1, 3, 5)
 PROTOCOLS = {"transductive": False, "held out": True}

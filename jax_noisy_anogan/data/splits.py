@@ -1,0 +1,510 @@
+"""Who trains, who validates, who is tested: pure functions of labels, settings and a seed.
+
+Only `make_split` opens a file, and only where look-alikes are to be kept together. Each random
+choice has its own generator, keyed by the seed, the purpose and the class, so that changing one
+setting does not reshuffle the choices of another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jax_noisy_anogan.config import DataConfig
+from jax_noisy_anogan.data import look_alikes
+from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.errors import DataError
+
+_NONE = np.zeros(0, np.int64)
+PARTS = (
+    "train_normal",
+    "train_known_abnormal",
+    "validation_normal",
+    "validation_known_abnormal",
+    "test",
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A division of a data set; the five parts never share an example.
+
+    Attributes:
+      protocol: one line that says how the division was made.
+      ids: of all examples of the data set.
+      is_abnormal: ground truth of all examples.
+      train_normal: unlabelled training images; abnormal ones among them are the contamination.
+      transductive: the protocol tests its training images too: the normal training and validation
+        images are then also in `test`, and only the other parts are disjoint.
+    """
+
+    protocol: str
+    ids: tuple[str, ...]
+    is_abnormal: Bool[np.ndarray, " n"]
+    train_normal: Int[np.ndarray, " a"]
+    train_known_abnormal: Int[np.ndarray, " b"]
+    validation_normal: Int[np.ndarray, " c"]
+    validation_known_abnormal: Int[np.ndarray, " d"]
+    test: Int[np.ndarray, " e"]
+    transductive: bool = False
+
+    def part(self, name: str) -> Int[np.ndarray, " n"]:
+        """The indices of one of `PARTS`."""
+        return getattr(self, name)
+
+    @property
+    def contaminating(self) -> Int[np.ndarray, " n"]:
+        """The abnormal images that hide among `train_normal`."""
+        return self.train_normal[self.is_abnormal[self.train_normal]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Example ids of every part, ready for `json.dumps`."""
+        parts = {name: [self.ids[i] for i in self.part(name)] for name in PARTS}
+        return {
+            "protocol": self.protocol,
+            "transductive": self.transductive,
+            "counts": {name: len(ids) for name, ids in parts.items()},
+            "parts": parts,
+            "contaminating": [self.ids[i] for i in self.contaminating],
+            "abnormal_in_test": [self.ids[i] for i in self.test if self.is_abnormal[i]],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write `to_json` to a file."""
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+
+def make_split(dataset: Dataset, config: DataConfig) -> Split:
+    """Divide `dataset` by the protocol of its name.
+
+    Raises:
+      DataError: a part that must not be empty would be, or a class is unknown.
+    """
+    examples = Examples(
+        dataset.ids, dataset.labels, dataset.class_names, dataset.marks, dataset.normal_classes
+    )
+    if config.name in ("mnist5k", "mnist"):
+        return one_class(examples, config)
+    if config.name == "caltech256":
+        return caltech(examples, config)
+    if config.keep_together:
+        images = look_alikes.thumbnails(dataset, np.arange(len(dataset)))
+        groups = look_alikes.groups(images, config.keep_together)
+        examples = dataclasses.replace(examples, groups=groups)
+    return layout(examples, config)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a protocol may know: no pixels.
+
+    Attributes:
+      marks: "train", "test", "unlabeled" or "" per example.
+      normal_classes: names that the data set itself declares normal.
+      groups: a number per example; those that share it fall to one part. None: each on its own.
+    """
+
+    ids: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    marks: tuple[str, ...] = ()
+    normal_classes: tuple[str, ...] = ()
+    groups: Int[np.ndarray, " n"] | None = None
+
+    def marked(self, mark: str) -> Bool[np.ndarray, " n"]:
+        """Which examples carry `mark`."""
+        return np.array([m == mark for m in self.marks or ("",) * len(self.ids)], bool)
+
+
+def one_class(examples: Examples, config: DataConfig) -> Split:
+    """MNIST of the paper: the class `digit` is normal, every other one abnormal.
+
+    `train_fraction` of it trains, `known_abnormal_fraction` of every other class is known; all the
+    rest is the test part. The official train and test parts of MNIST are joined.
+    """
+    is_abnormal = examples.labels != config.digit
+    normal = np.flatnonzero(~is_abnormal)
+    train = _head(_shuffled(normal, config.split_seed, "train"), config.train_fraction)
+    return _divide(
+        f"one class: {config.digit} is normal",
+        examples,
+        is_abnormal,
+        train=train,
+        test_normal=np.setdiff1d(normal, train),
+        test_abnormal=np.flatnonzero(is_abnormal),
+        config=config,
+    )
+
+
+def layout(examples: Examples, config: DataConfig) -> Split:
+    """Image folders, IR-MNIST and synthetic surfaces: the data set declares its normal classes.
+
+    Without official parts, `train_fraction` of the normal images trains. Where normal images are
+    marked "test", all those marked "train" train; where none is (IR-MNIST), `train_fraction` of
+    them. Images marked "unlabeled" join the training images; whether they are abnormal is unknown.
+
+    Look-alikes stay together: shares are met to within one group of them, and where classes or
+    official parts divide a group, its images leave the held-out parts.
+    """
+    unlabeled = examples.marked("unlabeled")
+    names = np.array(examples.class_names)[examples.labels]
+    is_abnormal = ~np.isin(names, examples.normal_classes) & ~unlabeled
+    normal = ~is_abnormal & ~unlabeled
+    official = normal & examples.marked("train")
+    if official.any() and (normal & examples.marked("test")).any():
+        train = np.flatnonzero(official)
+    else:
+        pool = np.flatnonzero(normal)
+        count = round(config.train_fraction * len(pool))
+        train = _chosen(pool, count, examples.groups, config.split_seed, "train")
+    return _divide(
+        "the data set's own normal class: " + ", ".join(examples.normal_classes),
+        examples,
+        is_abnormal,
+        train=train,
+        test_normal=np.setdiff1d(np.flatnonzero(normal), train),
+        test_abnormal=np.flatnonzero(is_abnormal),
+        unlabeled=np.flatnonzero(unlabeled),
+        config=config,
+    )
+
+
+CLUTTER = "257.clutter"
+CALTECH_SMALLEST = 80
+
+
+def caltech(examples: Examples, config: DataConfig) -> Split:
+    """Caltech-256 after Sabokrou et al. 2018: N normal categories, outliers from clutter.
+
+    The first `images_per_category` images of `categories` random categories (choice number
+    `repeat`) are normal; as many images of clutter make exactly half of the test part abnormal.
+    Known abnormal images come from all other categories and clutter, and leave the test pool.
+    Where clutter is too small, fewer images of every category are taken.
+
+    The published protocol is transductive: it tests the images that it trains on. With `held_out`
+    the tested normal images are kept out of training instead.
+    """
+    labels, seed = examples.labels, config.split_seed
+    chosen = _choose_categories(examples, config)
+    is_abnormal = ~np.isin(labels, chosen)
+    known_pool = _known_pool(examples, np.flatnonzero(is_abnormal), config)
+    inliers = [np.flatnonzero(labels == label)[: config.images_per_category] for label in chosen]
+    all_clutter = np.flatnonzero(labels == examples.class_names.index(CLUTTER))
+
+    def divide(known: Int[np.ndarray, " k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        clutter = np.setdiff1d(all_clutter, known)
+        if config.held_out:
+            train = _joined(
+                _head(_shuffled(part, seed, "train", config.repeat), config.train_fraction)
+                for part in inliers
+            )
+            tested = np.setdiff1d(_joined(inliers), train)
+            return train, _shuffled(tested, seed, "test", config.repeat)[: len(clutter)], clutter
+        count = sum(map(len, inliers))
+        each = len(clutter) // len(inliers) if count > len(clutter) else count
+        train = _joined(part[:each] for part in inliers)
+        return train, train, clutter
+
+    # Known images leave the clutter, and the clutter limits the training images, of which a ratio
+    # of known images is a share: two rounds settle both to within an image.
+    known = _NONE
+    for _ in range(2):
+        train, _, _ = divide(known)
+        known = _pick_known(known_pool, examples, _unlabelled_count(train, config), config)
+    train, tested, clutter = divide(known)
+    outliers = _shuffled(clutter, seed, "outliers", config.repeat)[: len(tested)]
+    names = ", ".join(examples.class_names[label] for label in chosen)
+    return _finish(
+        f"Caltech-256, {'held out' if config.held_out else 'transductive'}: normal {names}",
+        examples,
+        is_abnormal,
+        train=train,
+        known=known,
+        test=_joined([tested, outliers]),
+        contaminants=np.setdiff1d(np.flatnonzero(is_abnormal), _joined([known, outliers])),
+        config=config,
+        transductive=not config.held_out,
+    )
+
+
+def _choose_categories(examples: Examples, config: DataConfig) -> list[int]:
+    counts = np.bincount(examples.labels, minlength=len(examples.class_names))
+    if CLUTTER not in examples.class_names:
+        raise DataError(
+            f"the Caltech-256 protocol draws its outliers from {CLUTTER}: it is missing"
+        )
+    large = [
+        label
+        for label, name in enumerate(examples.class_names)
+        if name != CLUTTER and counts[label] >= CALTECH_SMALLEST
+    ]
+    if len(large) < config.categories:
+        raise DataError(
+            f"config.data.categories is {config.categories}: only {len(large)} categories have "
+            f"{CALTECH_SMALLEST} images, as every category of the complete Caltech-256 has"
+        )
+    order = _shuffled(np.array(large), config.split_seed, "categories", config.repeat)
+    return sorted(int(label) for label in order[: config.categories])
+
+
+def _divide(
+    protocol: str,
+    examples: Examples,
+    is_abnormal: Bool[np.ndarray, " n"],
+    *,
+    train: Int[np.ndarray, " a"],
+    test_normal: Int[np.ndarray, " b"],
+    test_abnormal: Int[np.ndarray, " c"],
+    config: DataConfig,
+    unlabeled: Int[np.ndarray, " d"] | None = None,
+) -> Split:
+    """Known abnormal and contaminating images leave `test_abnormal`; the rest is tested."""
+    extra = _NONE if unlabeled is None else unlabeled
+    count = _unlabelled_count(train, config) + len(extra)
+    pool = _known_pool(examples, test_abnormal, config)
+    known = _pick_known(pool, examples, count, config)
+    return _finish(
+        protocol,
+        examples,
+        is_abnormal,
+        train=train,
+        known=known,
+        test=_joined([test_normal, np.setdiff1d(test_abnormal, known)]),
+        contaminants=np.setdiff1d(test_abnormal, known),
+        unlabeled=extra,
+        config=config,
+    )
+
+
+def _finish(
+    protocol: str,
+    examples: Examples,
+    is_abnormal: Bool[np.ndarray, " n"],
+    *,
+    train: Int[np.ndarray, " a"],
+    known: Int[np.ndarray, " b"],
+    test: Int[np.ndarray, " c"],
+    contaminants: Int[np.ndarray, " d"],
+    config: DataConfig,
+    unlabeled: Int[np.ndarray, " e"] | None = None,
+    transductive: bool = False,
+) -> Split:
+    """Carve validation out of the training shares, contaminate, and limit the test part."""
+    seed, groups = config.split_seed, examples.groups
+    held = _chosen(train, _validation_count(len(train), config), groups, seed, "validation")
+    count = _validation_count(len(known), config)
+    if groups is None:
+        held_known = _every_class(known, examples.labels, seed, count)
+    else:
+        held_known = _chosen(known, count, groups, seed, "validation")
+    unlabelled = _joined([np.setdiff1d(train, held), _NONE if unlabeled is None else unlabeled])
+    hidden = _contamination(contaminants, len(unlabelled), config)
+    unlabelled, test = _joined([unlabelled, hidden]), np.setdiff1d(test, hidden)
+    training_known = np.setdiff1d(known, held_known)
+    if groups is not None:
+        training = _joined([unlabelled, training_known])
+        held, held_known = (_unlike(part, training, groups) for part in (held, held_known))
+        test = _unlike(test, _joined([training, held, held_known]), groups)
+    test = _limit_test(test, examples.labels, is_abnormal, config)
+    if len(unlabelled) == 0 or len(test) == 0:
+        raise DataError(
+            f"{protocol}: {len(unlabelled)} training and {len(test)} test images are too few; "
+            "check the folder, config.data.train_fraction and config.data.keep_together"
+        )
+    return Split(
+        protocol=f"{protocol}; split seed {seed}"
+        + ("" if groups is None else f"; images that correlate {config.keep_together} together"),
+        ids=examples.ids,
+        is_abnormal=is_abnormal,
+        train_normal=unlabelled,
+        train_known_abnormal=training_known,
+        validation_normal=np.sort(held),
+        validation_known_abnormal=held_known,
+        test=test,
+        transductive=transductive,
+    )
+
+
+def _unlabelled_count(train: Int[np.ndarray, " n"], config: DataConfig) -> int:
+    """How many of the normal images train, once validation images are held back."""
+    return len(train) - _validation_count(len(train), config)
+
+
+def _validation_count(count: int, config: DataConfig) -> int:
+    """How many of `count` normal, or known abnormal, images validate."""
+    share = round(config.validation_fraction * count)
+    limit = config.max_validation_images // 2
+    return min(share, limit) if limit else share
+
+
+def _known_pool(
+    examples: Examples, abnormal: Int[np.ndarray, " n"], config: DataConfig
+) -> Int[np.ndarray, " m"]:
+    """The abnormal images that `known_abnormal_classes` allows to be known."""
+    names = config.known_abnormal_classes
+    if not names:
+        return abnormal
+    present = {examples.class_names[label] for label in np.unique(examples.labels[abnormal])}
+    for name in names:
+        if name not in present:
+            raise DataError(
+                f"config.data.known_abnormal_classes names {name!r}: the abnormal classes are "
+                + ", ".join(sorted(present))
+            )
+    return abnormal[np.isin(np.array(examples.class_names)[examples.labels[abnormal]], names)]
+
+
+def _pick_known(
+    pool: Int[np.ndarray, " n"],
+    examples: Examples,
+    unlabelled: int,
+    config: DataConfig,
+) -> Int[np.ndarray, " m"]:
+    """Known abnormal images by number, by ratio (gamma_l of Deep SAD), or by share of a class.
+
+    Args:
+      unlabelled: how many normal and unlabelled images train, without contamination.
+    """
+    seed = config.split_seed
+    count = config.known_abnormal_count
+    if config.known_abnormal_ratio:
+        # Contamination counts as unlabelled, and a share of the known images validates.
+        ratio = config.known_abnormal_ratio
+        trains = round(ratio / (1 - ratio) * unlabelled / (1 - config.contamination))
+        total = round(trains / (1 - config.validation_fraction))
+        count = trains + _validation_count(total, config)
+    if count == 0:
+        labels = examples.labels[pool]
+        return _joined(
+            _chosen(
+                pool[labels == label],
+                round(config.known_abnormal_fraction * np.count_nonzero(labels == label)),
+                examples.groups,
+                seed,
+                "known",
+                int(label),
+            )
+            for label in np.unique(labels)
+        )
+    if count > len(pool):
+        raise DataError(
+            f"{count} known abnormal images are asked for, only {len(pool)} exist: lower "
+            "config.data.known_abnormal_count or known_abnormal_ratio"
+        )
+    return np.sort(_chosen(pool, count, examples.groups, seed, "known", config.repeat))
+
+
+def _contamination(
+    pool: Int[np.ndarray, " n"], unlabelled: int, config: DataConfig
+) -> Int[np.ndarray, " m"]:
+    """Abnormal images that hide among the unlabelled ones (gamma_p of Deep SAD)."""
+    share = config.contamination
+    count = round(share / (1 - share) * unlabelled)
+    if count > len(pool):
+        raise DataError(
+            f"config.data.contamination {share} needs {count} abnormal images, only {len(pool)} "
+            "are left"
+        )
+    return np.sort(_shuffled(pool, config.split_seed, "contamination")[:count])
+
+
+def _every_class(
+    indices: Int[np.ndarray, " n"], labels: Int[np.ndarray, " all"], seed: int, count: int
+) -> Int[np.ndarray, " m"]:
+    """`count` of `indices`, spread over the classes in proportion."""
+    shuffled = _shuffled(indices, seed, "validation")
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    steps = (np.arange(count) + 0.5) * len(indices) / max(count, 1)
+    return np.sort(ordered[steps.astype(int)])
+
+
+def _limit_test(
+    test: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " all"],
+    is_abnormal: Bool[np.ndarray, " all"],
+    config: DataConfig,
+) -> Int[np.ndarray, " m"]:
+    """At most `max_test_images`: half normal, half abnormal spread evenly over the classes."""
+    limit = config.max_test_images
+    if not 0 < limit < len(test):
+        return test
+    normal, abnormal = test[~is_abnormal[test]], test[is_abnormal[test]]
+    from_normal = min(len(normal), max(limit // 2, limit - len(abnormal)))
+    chosen = [_shuffled(normal, config.split_seed, "test")[:from_normal]]
+    return _joined([*chosen, *_evenly(abnormal, labels, limit - from_normal, config, "test")])
+
+
+def _evenly(
+    indices: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " all"],
+    count: int,
+    config: DataConfig,
+    purpose: str,
+) -> list[Int[np.ndarray, " m"]]:
+    """`count` of `indices`, as evenly over their classes as the classes' sizes allow."""
+    pools = [
+        _shuffled(indices[labels[indices] == label], config.split_seed, purpose, int(label))
+        for label in np.unique(labels[indices])
+    ]
+    quotas = [0] * len(pools)
+    remaining = min(count, len(indices))
+    while remaining:
+        for k, pool in enumerate(pools):
+            if remaining and quotas[k] < len(pool):
+                quotas[k] += 1
+                remaining -= 1
+    return [pool[:quota] for pool, quota in zip(pools, quotas, strict=True)]
+
+
+def _shuffled(
+    indices: Int[np.ndarray, " n"], seed: int, purpose: str, label: int = -1
+) -> Int[np.ndarray, " n"]:
+    key = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), label + 1])
+    return np.random.Generator(np.random.PCG64(key)).permutation(indices)
+
+
+def _chosen(
+    indices: Int[np.ndarray, " n"],
+    count: int,
+    groups: Int[np.ndarray, " all"] | None,
+    seed: int,
+    purpose: str,
+    label: int = -1,
+) -> Int[np.ndarray, " m"]:
+    """`count` random ones of `indices`; of groups so many whole ones as come nearest to it.
+
+    At least one group, if `count` is not 0.
+    """
+    if groups is None:
+        return _shuffled(indices, seed, purpose, label)[:count]
+    _, member = np.unique(groups[indices], return_inverse=True)
+    sizes = np.bincount(member)
+    order = _shuffled(np.arange(len(sizes)), seed, purpose, label)
+    totals = np.cumsum([0, *sizes[order]])
+    taken = max(int(np.argmin(np.abs(totals - count))), min(count, 1))
+    return indices[np.isin(member, order[:taken])]
+
+
+def _unlike(
+    held_out: Int[np.ndarray, " n"],
+    others: Int[np.ndarray, " k"],
+    groups: Int[np.ndarray, " all"],
+) -> Int[np.ndarray, " m"]:
+    """Those of `held_out` that share no group with `others`."""
+    return held_out[~np.isin(groups[held_out], groups[others])]
+
+
+def _head(indices: Int[np.ndarray, " n"], fraction: float) -> Int[np.ndarray, " m"]:
+    return indices[: round(fraction * len(indices))]
+
+
+def _joined(parts: Iterable[Int[np.ndarray, " n"]]) -> Int[np.ndarray, " m"]:
+    return np.sort(np.concatenate([_NONE, *parts]))

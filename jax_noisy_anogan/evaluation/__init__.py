@@ -1,0 +1,1 @@
+"""The held-out images of a run: measured, pictured and reported."""

@@ -1,0 +1,212 @@
+"""How well scores and maps separate normal from abnormal: images, pixels, kinds of defect.
+
+One decision rule holds everywhere: an image (or pixel) is called abnormal when its score is
+**above** the threshold (`decide`). A threshold that is itself the score of a normal validation
+image therefore does not flag that image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import nan
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from sklearn import metrics as sklearn_metrics
+
+from jax_noisy_anogan.scoring.calibration import decide
+
+Map = Float[np.ndarray, "height width"]
+Mask = Bool[np.ndarray, "height width"]
+
+
+class ImageMetrics(NamedTuple):
+    """Image metrics; the first four are nan when only one of the two classes is present.
+
+    Attributes:
+      auroc: area under the ROC curve; ties count half.
+      average_precision: sum of precision times gain in recall, without interpolation.
+      f1_best: largest F1 over all thresholds; chosen on the very images that it judges, so it is a
+        bound on what a threshold could reach. With a share p of abnormal images it is at least
+        2p / (1 + p).
+      f1_at_threshold: F1 of `decide` at `threshold`.
+      threshold: as given.
+    """
+
+    auroc: float
+    average_precision: float
+    f1_best: float
+    f1_at_threshold: float
+    threshold: float
+
+
+class Interval(NamedTuple):
+    """Percentile interval of a bootstrap; nan where the statistic is undefined."""
+
+    low: float
+    high: float
+
+
+class ImageIntervals(NamedTuple):
+    """An interval for each of `ImageMetrics`' figures."""
+
+    auroc: Interval
+    average_precision: Interval
+    f1_best: Interval
+    f1_at_threshold: Interval
+
+
+def image_metrics(
+    scores: Float[np.ndarray, " n"], is_abnormal: Bool[np.ndarray, " n"], *, threshold: float
+) -> ImageMetrics:
+    """AUROC, average precision and F1 of scores that grow with abnormality.
+
+    Raises:
+      ValueError: lengths differ, or a score is not finite.
+    """
+    scores, is_abnormal = _check(scores, is_abnormal)
+    if is_abnormal.all() or not is_abnormal.any():
+        return ImageMetrics(nan, nan, nan, nan, threshold)
+    precision, recall, _ = sklearn_metrics.precision_recall_curve(is_abnormal, scores)
+    # Where precision and recall are both 0, F1 is 0.
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    return ImageMetrics(
+        auroc=float(sklearn_metrics.roc_auc_score(is_abnormal, scores)),
+        average_precision=float(sklearn_metrics.average_precision_score(is_abnormal, scores)),
+        f1_best=float(f1.max()),
+        f1_at_threshold=float(
+            sklearn_metrics.f1_score(is_abnormal, decide(scores, threshold), zero_division=0.0)
+        ),
+        threshold=threshold,
+    )
+
+
+def image_metrics_by_class(
+    scores: Float[np.ndarray, " n"],
+    is_abnormal: Bool[np.ndarray, " n"],
+    class_names: Sequence[str],
+    *,
+    threshold: float,
+) -> dict[str, ImageMetrics]:
+    """Metrics of each abnormal class against all normal images, in alphabetical order.
+
+    Args:
+      class_names: of each image; those of normal images are not looked at.
+    """
+    scores, is_abnormal = _check(scores, is_abnormal)
+    names = np.asarray(class_names, dtype=str)
+    if len(names) != len(scores):
+        raise ValueError(f"{len(names)} class names for {len(scores)} scores")
+    found = {}
+    for name in np.unique(names[is_abnormal]):
+        chosen = ~is_abnormal | (names == name)
+        found[str(name)] = image_metrics(scores[chosen], is_abnormal[chosen], threshold=threshold)
+    return found
+
+
+def image_intervals(
+    scores: Float[np.ndarray, " n"],
+    is_abnormal: Bool[np.ndarray, " n"],
+    *,
+    threshold: float,
+    seed: int,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> ImageIntervals:
+    """Bootstrap intervals of all of `image_metrics`, resampled within each class.
+
+    The scores are sorted once and every resample is a set of weights on them, so that a thousand
+    resamples of ten thousand images take about a second.
+    """
+    scores, is_abnormal = _check(scores, is_abnormal)
+    if is_abnormal.all() or not is_abnormal.any():
+        return ImageIntervals(*[Interval(nan, nan)] * 4)
+    order = np.argsort(-scores, kind="stable")
+    ordered, abnormal = scores[order], is_abnormal[order]
+    last_of_ties = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    flagged = np.count_nonzero(decide(ordered, threshold))
+    values = []
+    for chosen in _resamples(len(scores), is_abnormal, seed, resamples):
+        weight = np.bincount(chosen, minlength=len(scores))[order]
+        true = np.concatenate(([0], np.cumsum(weight * abnormal)))
+        false = np.concatenate(([0], np.cumsum(weight * ~abnormal)))
+        f1_at = 2 * true[flagged] / (true[flagged] + false[flagged] + true[-1])
+        true, false = (counts[np.append(0, last_of_ties + 1)] for counts in (true, false))
+        precision = true[1:] / np.maximum(true[1:] + false[1:], 1)
+        values.append(
+            (
+                np.trapezoid(true, false) / (true[-1] * false[-1]),
+                np.sum(np.diff(true) * precision) / true[-1],
+                np.max(2 * true / (true + false + true[-1])),
+                f1_at,
+            )
+        )
+    return ImageIntervals(*(_percentiles(column, level) for column in zip(*values, strict=True)))
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *arrays: np.ndarray,
+    seed: int,
+    resamples: int = 1000,
+    level: float = 0.95,
+    strata: np.ndarray | None = None,
+) -> Interval:
+    """Percentile bootstrap of any statistic.
+
+    Args:
+      statistic: called with the resampled arrays.
+      arrays: equally long, resampled together along their first axis.
+      seed: the same seed draws the same resamples.
+      level: coverage that is aimed at.
+      strata: resample within each of its values, so that every resample keeps the classes' sizes
+        (for AUROC: `is_abnormal`). For `image_metrics` prefer `image_intervals`, which is faster.
+
+    Raises:
+      ValueError: no array is given, lengths differ, or an array is empty.
+    """
+    lengths = {len(array) for array in arrays} | ({len(strata)} if strata is not None else set())
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"arrays of lengths {sorted(lengths)}: expected equal lengths above 0")
+    values = [
+        statistic(*(array[chosen] for array in arrays))
+        for chosen in _resamples(lengths.pop(), strata, seed, resamples)
+    ]
+    return _percentiles(values, level)
+
+
+def _resamples(
+    count: int, strata: np.ndarray | None, seed: int, resamples: int
+) -> Iterator[Int[np.ndarray, " n"]]:
+    rng = np.random.default_rng(seed)
+    groups = (
+        [np.arange(count)]
+        if strata is None
+        else [np.flatnonzero(strata == value) for value in np.unique(strata)]
+    )
+    for _ in range(resamples):
+        yield np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
+
+
+def _percentiles(values: Sequence[float], level: float) -> Interval:
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.asarray(values, float), (tail, 1 - tail))
+    return Interval(float(low), float(high))
+
+
+def _check(
+    scores: Float[np.ndarray, " n"], is_abnormal: Bool[np.ndarray, " n"]
+) -> tuple[np.ndarray, np.ndarray]:
+    scores, is_abnormal = np.asarray(scores, float), np.asarray(is_abnormal)
+    if is_abnormal.dtype != bool or scores.ndim != 1 or scores.shape != is_abnormal.shape:
+        raise ValueError(
+            f"scores {scores.shape} and is_abnormal {is_abnormal.shape} of {is_abnormal.dtype}: "
+            "expected two equally long rows, the second of bool"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{np.count_nonzero(~np.isfinite(scores))} scores are not finite: leave out the images "
+            "that could not be scored"
+        )
+    return scores, is_abnormal

@@ -1,0 +1,240 @@
+"""Deep SAD's two sweeps on MNIST: labelled ratio, and pollution of the unlabelled images.
+
+Ruff et al. 2020: gamma_l is the known abnormal share of all training images, from one class;
+gamma_p the abnormal share of the unlabelled ones, from all classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from jax_noisy_anogan.baselines import SEMI_SUPERVISED, deep_sad, published, supervised_cnn
+from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.reproduction import mnist_table, runs
+from jax_noisy_anogan.reproduction.cells import Bench, Cell
+from jax_noisy_anogan.reproduction.results import (
+    Result,
+    found_in,
+    lines_figure,
+    mean,
+    mean_and_deviation,
+    story,
+)
+from jax_noisy_anogan.reproduction.runs import Run, auroc
+
+SHARES = (0.0, 0.01, 0.05, 0.1, 0.2)
+RATIO_OF_POLLUTION = 0.05
+COMPETITORS = tuple(SEMI_SUPERVISED)
+_COLUMNS = (
+    *COMPETITORS,
+    "AnoGAN: L'",
+    "AnoGAN: calibrated",
+    "Noisy-AnoGAN: L'",
+    "Noisy-AnoGAN: discriminator",
+    "Noisy-AnoGAN: calibrated",
+)
+_QUOTED = ("Deep SAD", "Supervised")
+_QUICK = {
+    "Deep SAD": deep_sad.QUICK,
+    "Supervised CNN": dataclasses.replace(supervised_cnn.QUICK, epochs=10),
+}
+_FULL = {"Deep SAD": deep_sad.Settings(), "Supervised CNN": supervised_cnn.Settings()}
+
+
+class Point(NamedTuple):
+    """One setting of a sweep."""
+
+    ratio: float
+    pollution: float
+
+
+class Pair(NamedTuple):
+    """Which digit is normal, of which one some anomalies are known, and the seed."""
+
+    normal: int
+    known: int
+    seed: int
+
+
+RATIOS = tuple(Point(ratio, 0.0) for ratio in SHARES)
+POLLUTIONS = tuple(Point(RATIO_OF_POLLUTION, pollution) for pollution in SHARES)
+
+
+def cells(bench: Bench) -> list[Cell]:
+    """Runs and competitors of every pair and setting, each once."""
+    listed = [
+        dataclasses.replace(cell, late=point not in POLLUTIONS)
+        for point in dict.fromkeys([*POLLUTIONS[::-1], *RATIOS])
+        for pair in _pairs(bench)
+        for cell, _ in _columns(bench, pair, point).values()
+    ]
+    return list({cell.name: cell for cell in reversed(listed)}.values())[::-1]
+
+
+def results(bench: Bench) -> list[Result]:
+    """A table for each of the two sweeps."""
+    return [
+        _table(
+            bench,
+            "deep-sad-ratio",
+            "Deep SAD's sweep: known abnormal share, no pollution",
+            RATIOS,
+            [point.ratio for point in RATIOS],
+            published.DEEP_SAD_LABELLED,
+            "AnoGAN knows no labels: one training serves the whole sweep, and at 0 Noisy-AnoGAN is "
+            "AnoGAN, as Deep SAD is Deep SVDD",
+        ),
+        _table(
+            bench,
+            "deep-sad-pollution",
+            f"Deep SAD's sweep: pollution, known abnormal share {RATIO_OF_POLLUTION:g}",
+            POLLUTIONS,
+            [point.pollution for point in POLLUTIONS],
+            published.DEEP_SAD_POLLUTION,
+            "AnoGAN trains without the known abnormal images; its calibrated score is fitted with "
+            "those of validation",
+        ),
+    ]
+
+
+def _table(
+    bench: Bench,
+    name: str,
+    title: str,
+    points: tuple[Point, ...],
+    places: list[float],
+    quoted: tuple[published.Published, ...],
+    note: str,
+) -> Result:
+    pairs = _pairs(bench)
+    listed: list[Cell] = []
+    rows: list[list[Any]] = []
+    means: dict[str, list[float]] = {column: [] for column in _COLUMNS}
+    for point, place in zip(points, places, strict=True):
+        columns = [_columns(bench, pair, point) for pair in pairs]
+        row: list[Any] = [place]
+        for column in _COLUMNS:
+            figures = [
+                figure
+                for entry in columns
+                if column in entry
+                for figure in found_in(bench, [entry[column][0]], auroc(entry[column][1]))
+            ]
+            listed += [entry[column][0] for entry in columns if column in entry]
+            row.append(mean_and_deviation(figures))
+            means[column].append(mean(figures))
+        for method in _QUOTED:
+            printed = published.find(quoted, method, place)
+            row.append(None if printed is None else printed.value)
+        rows.append(row)
+    config = _config(bench, pairs[0], points[-1])
+    listed = list({cell.name: cell for cell in listed}.values())
+    return Result(
+        name,
+        title,
+        [
+            "pollution" if name.endswith("pollution") else "ratio",
+            *_COLUMNS,
+            *(f"{method} (quoted)" for method in _QUOTED),
+        ],
+        rows,
+        story(
+            bench,
+            listed,
+            f"{config.data.name}; AUROC, mean and deviation over (normal, known, seed): "
+            + ", ".join(f"({p.normal}, {p.known}, {p.seed})" for p in pairs),
+            f"tested on at most {config.data.max_test_images} held-out images, half of them normal;"
+            " at most half of "
+            f"{config.data.max_validation_images} validation images are normal, and not polluted: "
+            "thresholds and the calibrated score rest on them. The competitors need no validation "
+            "and train on those images too",
+            runs.settings_line(config),
+            *(f"{method}: {value}" for method, value in _settings(bench).items()),
+            note,
+            f"quoted: {published.RUFF}, from memory of the paper and unverified; all of MNIST",
+        ),
+        lines_figure(
+            {column: (places, values) for column, values in means.items()},
+            x="pollution" if name.endswith("pollution") else "known abnormal share",
+            y="mean AUROC",
+            title=title,
+        ),
+    )
+
+
+def _columns(bench: Bench, pair: Pair, point: Point) -> dict[str, tuple[Cell, str]]:
+    """Which cell and which of its scores fills every column."""
+    competitors = _competitors(bench, pair, point)
+    # Without labels there is nothing to subtract: gamma must be 1.
+    unlabelled = point._replace(ratio=0.0) if point.pollution == 0.0 else point
+    plain = _run(bench, pair, unlabelled, runs.ANOGAN)
+    noisy = plain if point.ratio == 0.0 else _run(bench, pair, point, runs.NOISY)
+    columns = {
+        **{method: (competitors, method) for method in COMPETITORS},
+        "AnoGAN: L'": (plain.cell, "score"),
+        "AnoGAN: calibrated": (plain.cell, "calibrated"),
+        "Noisy-AnoGAN: L'": (noisy.cell, "score"),
+        "Noisy-AnoGAN: discriminator": (noisy.cell, "discriminator"),
+        "Noisy-AnoGAN: calibrated": (noisy.cell, "calibrated"),
+    }
+    if point.ratio == 0.0:
+        del columns["Supervised CNN"]
+    return columns
+
+
+def _config(bench: Bench, pair: Pair, point: Point) -> Config:
+    config = mnist_table.base_config(bench)
+    return runs.with_seed(
+        runs.with_data(
+            config,
+            digit=pair.normal,
+            known_abnormal_fraction=0.0,
+            known_abnormal_ratio=point.ratio,
+            known_abnormal_classes=(str(pair.known),),
+            contamination=point.pollution,
+            max_validation_images=config.data.max_validation_images or 400,
+        ),
+        pair.seed,
+    )
+
+
+def _run(bench: Bench, pair: Pair, point: Point, method: str) -> Run:
+    config = runs.with_method(_config(bench, pair, point), method)
+    name = f"sad-{_text(pair, point)}-{list(runs.METHODS).index(method)}"
+    return runs.run(bench, name, config)
+
+
+def _competitors(bench: Bench, pair: Pair, point: Point) -> Cell:
+    settings = _settings(bench)
+
+    def score(dataset, split):
+        unlabelled = runs.float_images(dataset, split.train_normal, split.validation_normal)
+        known = runs.float_images(
+            dataset, split.train_known_abnormal, split.validation_known_abnormal
+        )
+        test = runs.float_images(dataset, split.test)
+        return {
+            method: SEMI_SUPERVISED[method](
+                unlabelled, known, test, seed=pair.seed, settings=settings[method]
+            )
+            for method in COMPETITORS
+            if method != "Supervised CNN" or len(known)
+        }
+
+    data = _config(bench, pair, point).data
+    return runs.baseline_cell(f"sad-{_text(pair, point)}-competitors", data, settings, score)
+
+
+def _settings(bench: Bench) -> dict[str, Any]:
+    return _QUICK if bench.quick else _FULL
+
+
+def _pairs(bench: Bench) -> list[Pair]:
+    digits = bench.option("digits", full=range(10), quick=[0, 8])
+    seeds = bench.option("seeds", full=[0], quick=[0])
+    return [Pair(digit, (digit + 1) % 10, seed) for seed in seeds for digit in digits]
+
+
+def _text(pair: Pair, point: Point) -> str:
+    return f"{pair.normal}-{pair.known}-{pair.seed}-{point.ratio:g}-{point.pollution:g}"

@@ -1,0 +1,1 @@
+"""Devices, processes, folders, files and the screen: what any long program needs."""

@@ -1,0 +1,125 @@
+"""Images in overlapping tiles: cut, and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+
+def tile_positions(height: int, width: int, tile: int, overlap: int) -> Int[np.ndarray, "tiles 2"]:
+    """Top and left of the tiles that cover an image, in reading order.
+
+    As few as possible with neighbours sharing at least `overlap` pixels, evenly spread from edge to
+    edge. A side shorter than `tile` gets one tile, for which `pad_to_tile` makes room.
+
+    Raises:
+      ValueError: a size is below 1, or `overlap` is not from 0 to below `tile`.
+    """
+    if min(height, width, tile) < 1 or not 0 <= overlap < tile:
+        raise ValueError(
+            f"{height} x {width} in tiles of {tile} with an overlap of {overlap}: expected sizes "
+            "of at least 1 and an overlap from 0 to below the tile"
+        )
+
+    def starts(size: int) -> np.ndarray:
+        room = max(size - tile, 0)
+        count = 1 + -(-room // (tile - overlap))
+        return np.linspace(0, room, count).round().astype(int)
+
+    grid = np.meshgrid(starts(height), starts(width), indexing="ij")
+    return np.stack(grid, axis=-1).reshape(-1, 2)
+
+
+def pad_to_tile(
+    image: Shaped[np.ndarray, "height width *channels"], tile: int
+) -> Shaped[np.ndarray, "padded_height padded_width *channels"]:
+    """Continue sides shorter than `tile` at the bottom and right by reflection (edge not repeated).
+
+    Sides that are long enough stay as they are.
+    """
+    missing = [(0, max(tile - size, 0)) for size in image.shape[:2]]
+    return np.pad(image, missing + [(0, 0)] * (image.ndim - 2), mode="reflect")
+
+
+def cut_tiles(
+    image: Shaped[np.ndarray, "height width *channels"],
+    positions: Int[np.ndarray, "tiles 2"],
+    tile: int,
+) -> Shaped[np.ndarray, "tiles tile tile *channels"]:
+    """The tiles at `positions`, of an image that is padded first where it is too small."""
+    padded = pad_to_tile(image, tile)
+    return np.stack([padded[top : top + tile, left : left + tile] for top, left in positions])
+
+
+def blend_tiles(
+    tiles: Iterable[Float[np.ndarray, "tile tile *channels"]],
+    positions: Int[np.ndarray, "tiles 2"],
+    shape: tuple[int, int],
+) -> Float[np.ndarray, "height width *channels"]:
+    """Tiles (of images or maps) put back together, seamlessly.
+
+    Each pixel is a weighted mean of the tiles that cover it. The weights fall as a squared sine
+    from a tile's centre to its edges, where a tile knows least, and add up to 1 everywhere.
+
+    Args:
+      tiles: as many as positions, one after another.
+      positions: of `tile_positions`.
+      shape: height and width of the result; what was padded is cut off.
+
+    Raises:
+      ValueError: not as many tiles as positions, or a pixel that no tile covers.
+    """
+    total = weights = None
+    for (top, left), tile in zip(positions, tiles, strict=True):
+        side = len(tile)
+        ramp = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
+        window = np.outer(ramp, ramp)
+        if total is None or weights is None:
+            padded = [max(size, side) for size in shape]
+            weights = np.zeros(padded)
+            total = np.zeros((*padded, *tile.shape[2:]))
+        place = slice(top, top + side), slice(left, left + side)
+        weights[place] += window
+        total[place] += tile * window.reshape(side, side, *[1] * (tile.ndim - 2))
+    if total is None or weights is None or not weights.all():
+        raise ValueError(f"the tiles leave pixels of an image of {shape} uncovered")
+    blended = total / weights.reshape(*weights.shape, *[1] * (total.ndim - 2))
+    return blended[: shape[0], : shape[1]].astype(np.float32)
+
+
+def _blend(
+    tiles: Float[Array, "tiles tile tile channels"], positions: np.ndarray, side: int
+) -> Float[Array, "side side channels"]:
+    """`blend_tiles` of square images on the device."""
+    size, channels = tiles.shape[1], tiles.shape[-1]
+
+    def add(whole: Array, item: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        tile, weight, (top, left) = item
+        zero = jnp.zeros_like(top)
+        place = lax.dynamic_slice(whole, (top, left, zero), (size, size, channels))
+        place += tile * weight[..., None]
+        return lax.dynamic_update_slice(whole, place, (top, left, zero)), None
+
+    whole = jnp.zeros((side, side, channels))
+    weights = jnp.asarray(_blend_weights(positions, size, side))
+    return lax.scan(add, whole, (tiles, weights, jnp.asarray(positions, jnp.int32)))[0]
+
+
+def _blend_weights(
+    positions: np.ndarray, size: int, side: int
+) -> Float[np.ndarray, "tiles tile tile"]:
+    """What every pixel of every tile counts for in `blend_tiles`.
+
+    Blending is linear, so that these are what it makes of a tile of ones among tiles of zeros.
+    """
+    zeros, ones = np.zeros((size, size)), np.ones((size, size))
+    weights = []
+    for index, (top, left) in enumerate(positions):
+        tiles = (ones if other == index else zeros for other in range(len(positions)))
+        blended = blend_tiles(tiles, positions, (side, side))
+        weights.append(blended[top : top + size, left : left + size])
+    return np.stack(weights)
