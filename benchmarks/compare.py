@@ -45,7 +45,7 @@ from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, s
 from jax_noisy_anogan.networks.convolution import conv2d, conv2d_kernel_gradient
 from jax_noisy_anogan.networks.pixels import to_float_images
 from jax_noisy_anogan.training.state import ema_decay_for, init_state, make_optimizer
-from jax_noisy_anogan.training.step import make_train_step
+from jax_noisy_anogan.training.step import TrainStep
 
 LATENT = 64
 ITERATIONS = 10
@@ -178,7 +178,7 @@ def make_train_sides(case: Case) -> tuple[Side, Side, Program]:
     real, abnormal = (byte_images(networks, case.batch, seed) for seed in (1, 2))
 
     optimizer = make_optimizer(optim)
-    step = make_train_step(networks, optimizer, loss=loss, prior="uniform", ema_decay=decay)
+    step = TrainStep(networks, optimizer, loss=loss, prior="uniform", ema_decay=decay)
     args = jax.device_put((real, abnormal, jnp.float32(1.0), jax.random.key(1)))
     state = init_state(networks, optimizer, jax.random.key(0))
     program, cost = compiled(step, state, *args, donate=(0,))

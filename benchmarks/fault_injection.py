@@ -43,9 +43,9 @@ from jax_noisy_anogan.config import (
     TrainConfig,
     validate,
 )
-from jax_noisy_anogan.data import load_dataset, make_split
-from jax_noisy_anogan.runtime import files as files_lib
-from jax_noisy_anogan.runtime import parallel, workdir
+from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.data.splits import make_split
+from jax_noisy_anogan.runtime import files, parallel, workdir
 from jax_noisy_anogan.runtime.checkpoint import Checkpoints, Position
 from jax_noisy_anogan.training import loop
 from jax_noisy_anogan.training import state as state_lib
@@ -83,7 +83,6 @@ def tiny_config(cache: str = "", **train: Any) -> Config:
                 fade_images=images,
                 final_images=images,
                 minibatch_default=MINIBATCH,
-                minibatch={},
             ),
             # Every start traces every phase again; the penalty doubles that and adds no state.
             loss=LossConfig(penalty="none"),
@@ -128,7 +127,7 @@ class Bench:
         self._steps: dict[int, Callable[..., Any]] = {}
         self._compile = loop.compile_step
 
-    def train(self, folder: Path, config: Config | None = None) -> loop.TrainState:
+    def train(self, folder: Path, config: Config | None = None) -> state_lib.TrainState:
         """Train on one device in this process; programs of earlier calls are used again."""
         loop.compile_step = self._compile_once
         try:
@@ -151,13 +150,13 @@ class Bench:
     @contextlib.contextmanager
     def altered_steps(self, alter: Callable[[Callable], Callable]) -> Iterator[None]:
         """Compile updates that `alter` has wrapped."""
-        before, kept = loop.make_train_step, self._steps
+        before, kept = loop.TrainStep, self._steps
         self._steps = {}
-        loop.make_train_step = lambda *args, **kwargs: alter(before(*args, **kwargs))
+        loop.TrainStep = lambda *args, **kwargs: alter(before(*args, **kwargs))
         try:
             yield
         finally:
-            loop.make_train_step, self._steps = before, kept
+            loop.TrainStep, self._steps = before, kept
 
     def reference(self) -> Path:
         """The folder of the run that nothing happens to."""
@@ -245,7 +244,7 @@ def worker(folder: Path, cache: str, moment: str) -> None:
     save, Checkpoints.save = Checkpoints.save, saving  # type: ignore[method-assign]
     enter, loop._Run._enter = loop._Run._enter, entering  # type: ignore[method-assign]
     config = tiny_config(cache)
-    with files_lib.locked(folder):
+    with files.locked(folder):
         workdir.settle_config(folder, config)
         bench = Bench(folder.parent, config)
         bench.train(folder)
@@ -336,7 +335,7 @@ def damaged(bench: Bench, *, quick: bool) -> list[Row]:
         ("file missing", Path.unlink),
     ):
         survived = 0
-        chosen = files[:1] if quick else files
+        chosen = files if name == "bit flipped" or not quick else files[:1]
         for file in chosen:
             folder = bench.root / f"damaged-{name}-{files.index(file)}"
             shutil.copytree(bench.reference(), folder)
@@ -406,7 +405,7 @@ def poisoned(step: Callable[..., Any], at: int, *, where: str, lasting: bool, se
     """
     first_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), loop._STEPS), 0)
 
-    def run(state: Any, real: Any, abnormal: Any, alpha: Any, key: Any) -> Any:
+    def run(state: Any, real: Any, abnormal: Any, alpha: Any, key: Any, masks: Any = None) -> Any:
         now = state.step + 1 == at
         if not lasting:
             now &= jnp.all(jax.random.key_data(key) == jax.random.key_data(first_key))
@@ -417,7 +416,7 @@ def poisoned(step: Callable[..., Any], at: int, *, where: str, lasting: bool, se
 
         if where == "input":
             state = spoil(state)
-        state, metrics = step(state, real, abnormal, alpha, key)
+        state, metrics = step(state, real, abnormal, alpha, key, masks)
         return (spoil(state) if where == "update" else state), metrics
 
     return run

@@ -21,12 +21,13 @@ from absl import flags
 
 from jax_noisy_anogan import cli
 from jax_noisy_anogan.config import Config, validate
-from jax_noisy_anogan.data import Dataset, Split, TrainingStreams, load_dataset, make_split
-from jax_noisy_anogan.data.streams import MEMORY_BYTES, PREFETCHED_BATCHES
+from jax_noisy_anogan.data.dataset import Dataset, load_dataset
+from jax_noisy_anogan.data.splits import Split, make_split
+from jax_noisy_anogan.data.streams import MEMORY_BYTES, PREFETCHED_BATCHES, TrainingStreams
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.training.growth import Phase, make_schedule
 from jax_noisy_anogan.training.state import ema_decay_for, init_state, make_optimizer
-from jax_noisy_anogan.training.step import make_train_step
+from jax_noisy_anogan.training.step import TrainStep
 
 _CONFIG = cli.define_config()
 _RECORDS = flags.DEFINE_bool("from_records", False, "Never keep decoded images in memory")
@@ -105,7 +106,7 @@ def _consumed(
     )
     optimizer = make_optimizer(config.optim)
     step = jax.jit(
-        make_train_step(
+        TrainStep(
             networks,
             optimizer,
             loss=config.loss,

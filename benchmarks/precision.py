@@ -21,10 +21,11 @@ from sklearn.metrics import roc_auc_score
 
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.data import load_dataset, make_split
+from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.data.splits import make_split
 from jax_noisy_anogan.model import Model
 from jax_noisy_anogan.scoring.scorer import TERMS, Scorer
-from jax_noisy_anogan.training import state
+from jax_noisy_anogan.training import state as state_lib
 from jax_noisy_anogan.training.growth import make_schedule
 from jax_noisy_anogan.training.state import networks_of
 
@@ -51,7 +52,7 @@ def compare(run: Path, *, images: int, steps: int) -> list[dict[str, Any]]:
     chosen = [source[int(index)] for index in np.concatenate(halves)]
     is_abnormal = np.repeat([False, True], [len(half) for half in halves])
 
-    trained = state.load_model(run, config)
+    trained = state_lib.load_model(run, config)
     found = {}
     for dtype in ("float32", "bfloat16"):
         network = dataclasses.replace(config.network, compute_dtype=dtype)

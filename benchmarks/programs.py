@@ -15,7 +15,7 @@ from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.latent_search import Judgement, search_latents
 from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks
 from jax_noisy_anogan.training.state import ema_decay_for, init_state, make_optimizer
-from jax_noisy_anogan.training.step import make_train_step
+from jax_noisy_anogan.training.step import TrainStep
 
 GAMMA, STDDEV = 0.1, 0.3
 
@@ -75,7 +75,7 @@ class Work:
         networks = self.networks()
         if self.kind == "search":
             return search_program(networks, SearchConfig(steps=self.steps))
-        return make_train_step(
+        return TrainStep(
             networks,
             make_optimizer(OptimConfig()),
             loss=LossConfig(gamma=GAMMA),

@@ -5,7 +5,7 @@
 
 The reference is the paper's search: Adam at a constant rate of 0.1, 500 steps, from one latent of
 the prior. Every shortcut is a setting of `config.search`. For each start (`prior`, `bank`,
-`encoder`, which is trained if the run has none) and each number of steps, rate and schedule are
+`encoder`, where the run has one) and each number of steps, rate and schedule are
 chosen by the AUROC of L' on validation images; the table then shows test images, none of which
 decided anything. `ratio` is images per second over those of the reference: all searches take turns,
 batch by batch, so that other load on the machine falls on each of them. Values of L' come from the
@@ -40,13 +40,13 @@ from rich.table import Table
 
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import STARTS, Config, SearchConfig
-from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
+from jax_noisy_anogan.data.dataset import Dataset, load_dataset
+from jax_noisy_anogan.data.splits import Split, make_split
 from jax_noisy_anogan.evaluation.metrics import image_metrics
 from jax_noisy_anogan.model import Model
 from jax_noisy_anogan.runtime import parallel
-from jax_noisy_anogan.scoring import calibration
+from jax_noisy_anogan.scoring import calibration as calibration_lib
 from jax_noisy_anogan.scoring.scorer import Image, Scorer, learned_term
-from jax_noisy_anogan.training import encoder
 from jax_noisy_anogan.training.state import load_model
 
 REFERENCE: dict[str, Any] = {
@@ -178,12 +178,12 @@ def make_row(
         {name: values[part.is_abnormal == kind] for name, values in found.terms.items()}
         for kind in (False, True)
     ]
-    fitted = calibration.fit(
+    fitted = calibration_lib.fit(
         *terms,
         rule=config.score.threshold_rule,
         false_positive_rate=0.05,
         learned=learned_term(config.loss),
-    )
+    ).calibration
     kinds, count = test[0].is_abnormal, len(test[0].images)
     ours, theirs = (f.terms["score"] for f in (test[1], reference))
     mine = auroc(ours, kinds)
@@ -275,11 +275,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draws quality against cost")
     parser.add_argument("--images", type=int, default=400, help="test images, half of them normal")
-    parser.add_argument("--starts", default=",".join(STARTS), help="values of search.start")
+    parser.add_argument("--starts", help="values of search.start; all that the run has by default")
     parser.add_argument("--steps", type=numbers, default=[10, 25, 45, 100], metavar="N,N")
     parser.add_argument("--rates", type=numbers, default=[0.05, 0.1, 0.2], metavar="RATE,RATE")
     parser.add_argument("--reference-steps", type=int, default=REFERENCE["steps"])
-    parser.add_argument("--encoder-images", type=int, help="trains on so many, where it must")
     parser.add_argument("--single-core", action="store_true", help="one core, and its CPU time")
     options = parser.parse_args(arguments)
     if options.single_core:
@@ -290,20 +289,18 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     dataset = load_dataset(plain.data, resolution=plain.growth.resolution)
     split = make_split(dataset, plain.data)
     validation, test = parts_of(dataset, split, options.images)
-    bare = load_model(options.workdir, plain)
-    extra = {"encoder_images": options.encoder_images} if options.encoder_images else {}
-    models = {}
-    for start in options.starts.split(","):
-        config = with_search(plain, {"start": start, **extra})
-        models[start] = encoder.fit(config, options.workdir, dataset, split, bare)
+    model = load_model(options.workdir, plain)
+    starts = [start for start in STARTS if start != "encoder" or plain.train.encoder]
+    if options.starts:
+        starts = options.starts.split(",")
 
     def scorer_of(changes: dict[str, Any]) -> Scorer:
-        return Scorer(models.get(changes["start"], bare), with_search(plain, changes))
+        return Scorer(model, with_search(plain, changes))
 
     candidates = [
-        {"start": start, "steps": int(steps), "schedule": schedule, "learning_rate": rate, **extra}
+        {"start": start, "steps": int(steps), "schedule": schedule, "learning_rate": rate}
         for start, steps, schedule, rate in itertools.product(
-            models, options.steps, ("constant", "cosine"), options.rates
+            starts, options.steps, ("constant", "cosine"), options.rates
         )
     ]
     found = [find_in_turns([scorer_of(c)], validation.images)[0] for c in candidates]
@@ -331,7 +328,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         for scorer, before, after in zip(scorers, on_validation, on_test, strict=True)
     ]
     show(rows, console, f"{options.workdir.name}: {len(test.images)} test images")
-    cold, warm = compile_seconds(bare, plain, test.images)
+    cold, warm = compile_seconds(model, plain, test.images)
     console.print(f"to the first score: {cold:.1f} s, from the compilation cache {warm:.1f} s")
     if options.json:
         values = [row._asdict() for row in rows]

@@ -73,7 +73,6 @@ def tiny_config(cache: Path) -> Config:
                 fade_images=2_000,
                 final_images=2_000,
                 minibatch_default=16,
-                minibatch={},
             ),
             search=SearchConfig(steps=10, batch_size=32),
             train=TrainConfig(
@@ -109,7 +108,7 @@ def soak(root: Path, minutes: float, tell: Callable[[Round], object]) -> list[Ro
         seeded = dataclasses.replace(config.train, seed=len(rounds))
         experiment.run(dataclasses.replace(config, train=seeded), work / "run", progress=False)
         detector = jax_noisy_anogan.load(work / "run")
-        files = find_images([images])
+        files = find_images([images]).files
         score_files(detector, files, work / "out", heatmaps="all", maps=True, progress=False)
         del detector
         shutil.rmtree(work)

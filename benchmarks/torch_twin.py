@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
-from jax_noisy_anogan.networks import NetworkParams, Networks, channels_at
+from jax_noisy_anogan.networks import NetworkParams, Networks
+from jax_noisy_anogan.networks.generator import channels_at
 from jax_noisy_anogan.training.step import penalty_weight
 
 HE_GAIN = 2.0**0.5
@@ -168,9 +169,9 @@ def _to_torch(network: str, layer: str, value: np.ndarray) -> np.ndarray:
 
 
 def named_tensors(params: NetworkParams) -> dict[str, dict[str, Tensor]]:
-    """A pair of parameter trees (or of gradients) as the twin's state dicts."""
+    """Parameter trees (or gradients) of G and D as the twin's state dicts."""
     named: dict[str, dict[str, Tensor]] = {}
-    for network, tree in zip(params._fields, params, strict=True):
+    for network, tree in zip(Twin._fields, params[:2], strict=True):
         named[network] = {}
         for layer, leaves in tree.items():
             for name, value in leaves.items() if isinstance(leaves, dict) else [("", leaves)]:

@@ -1,7 +1,13 @@
-"""All of MNIST as in the paper, from the four IDX files, with a network that a CPU can train.
+"""All of MNIST as in the paper, with a network that a CPU can train.
 
 `config.data.digit` is normal: 70 % of it trains, 10 % of every other digit is known abnormal. The
-official training and test files are joined. `:smoke` shrinks everything to about a minute.
+official training and test files are joined; they are downloaded where --config.data.root names no
+folder that holds the four IDX files. `:smoke` shrinks everything to about a minute; `:quick` is the
+size of `reproduce --quick`.
+
+Hardware: a CPU.
+Time: 10 minutes on one x86-64 core.
+Expect: digit 0, AUROC of L' 0.98, calibrated 0.999.
 
     python -m jax_noisy_anogan.train --config configs/mnist.py --config.data.root=FOLDER \
       --workdir runs/mnist
@@ -24,15 +30,12 @@ def get_config(name: str = "") -> Config:
         data=DataConfig(name="mnist", max_validation_images=400, max_test_images=1000),
         network=NetworkConfig(fmap_base=128, fmap_max=32, latent_size=64),
         growth=GrowthConfig(
-            resolution=32,
             stable_images=5_000,
             fade_images=5_000,
             final_images=35_000,
-            minibatch_default=16,
-            minibatch={},
         ),
         optim=OptimConfig(ema_half_life_images=5_000.0),
-        search=SearchConfig(steps=100, batch_size=50),
+        search=SearchConfig(steps=100),
         train=TrainConfig(checkpoint_every_images=20_000),
     )
     return variant(config, name)

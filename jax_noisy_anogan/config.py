@@ -1,8 +1,10 @@
-"""Every setting of a run, typed, in one place, with one `validate`.
+"""Every setting of a run, typed and stated once; `docs/settings.md` is written from this file.
 
-A config file (`configs/*.py`) returns a `Config`; the command line overrides single fields
+A config file (`configs/*.py`) returns a `Config`; the command line overrides single settings
 (`--config.loss.gamma=0.5`). `validate` is called once, before any work starts; the rooms of the
 package then receive their own section only.
+
+    python -m jax_noisy_anogan.config > docs/settings.md
 """
 
 # No `from __future__ import annotations`: ml_collections reads the fields' types to parse
@@ -10,22 +12,15 @@ package then receive their own section only.
 import ast
 import dataclasses
 import json
+import re
+import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jax_noisy_anogan.settings import (
-    ConfigError,
-    _at_least,
-    _at_most,
-    _between,
-    _build,
-    _check_types,
-    _fail,
-    _one_of,
-    _power_of_two,
-)
+from jax_noisy_anogan import settings
+from jax_noisy_anogan.settings import ConfigError, refuse, setting
 
 DATASETS = (
     "mnist5k",
@@ -37,280 +32,617 @@ DATASETS = (
 )
 # Divided as published, whatever their images look like.
 PUBLISHED_SPLITS = ("mnist5k", "mnist", "ir_mnist", "caltech256")
+LAYOUTS = ("auto", "mvtec", "plain", "magnetic_tile", "pairs", "flat", "table")
+FITS = ("stretch", "crop", "pad", "scale", "auto")
 OBJECTIVES = ("equation_15", "equation_18", "wgan_gp")
 PENALTIES = ("r1", "gp", "none")
 PRIORS = ("uniform", "normal")
 THRESHOLD_RULES = ("best_f1", "youden", "quantile")
 SEARCH_OPTIMIZERS = ("adam", "sgd", "rmsprop", "adamax", "lion", "lbfgs")
 REDUCTIONS = ("sum", "mean")
-# Beyond what any machine holds: a typing error gets a line that names its field.
-_LARGEST_WIDTH = 2**20
-_LARGEST_BATCH = 2**20
-_MOST_DRAWN = 4096
 SCHEDULES = ("constant", "cosine")
 STARTS = ("prior", "bank", "encoder")
-MAPS = ("difference", "evidence")
+MAPS = ("difference", "attribution", "dense", "memory")
+# Of `config.json`. Runs of version 0.1 carry none, and call many settings otherwise.
+FORMAT = 2
+# Global minibatches where a larger one would not fit: 14, 6 and 3 in Karras et al. 2018, Appendix
+# A.1, brought to what the groups of the minibatch standard deviation divide.
+LARGE_MINIBATCHES = {"256": 16, "512": 8, "1024": 4}
+# Beyond what any machine holds: a typing error gets a line that names its setting.
+_LARGEST_WIDTH = 2**20
+_LARGEST_BATCH = 2**20
+_MOST_GENERATED = 4096
+_RESOLUTIONS = tuple(str(2**k) for k in range(2, 11))
+
+
+class FormatError(ConfigError):
+    """The settings of a run are those of another version."""
+
+
+@dataclass
+class Caltech256Config:
+    """Caltech-256 after Sabokrou et al. 2018: some categories are normal, clutter is abnormal."""
+
+    categories: int = setting(1, "number N of normal categories", at_least=1)
+    repeat: int = setting(0, "which random choice of the categories", at_least=0)
+    images_per_category: int = setting(
+        150, "only the first images of every category are used", at_least=2
+    )
+    held_out: bool = setting(
+        False,
+        "keep the tested normal images out of training; the published protocol tests the images "
+        "that it trains on",
+    )
+
+
+@dataclass
+class IrMnistConfig:
+    """IR-MNIST: puzzles of 11 x 11 digits."""
+
+    abnormal_digit: int = setting(
+        3, "the digit that makes a puzzle abnormal", at_least=0, at_most=9
+    )
+    generated_images: int = setting(
+        0,
+        "number of normal puzzles to compose from MNIST; 0 reads the published files instead",
+        at_least=0,
+    )
+    generated_abnormal_images: int = setting(
+        0, "number of abnormal puzzles to compose from MNIST", at_least=0
+    )
+    seed: int = setting(0, "seed of the composed puzzles", at_least=0)
+
+
+@dataclass
+class SyntheticConfig:
+    """Synthetic surfaces with small defects and exact masks."""
+
+    texture: str = setting(
+        "brushed", "what the surfaces look like", choices=("brushed", "fabric", "speckle")
+    )
+    images: int = setting(400, "number of flawless surfaces", at_least=1)
+    abnormal_images: int = setting(200, "number of defective surfaces", at_least=0)
+    side: int = setting(
+        0,
+        "side in pixels at which surfaces are made, before they are brought to the resolution that "
+        "is prepared; 0 makes them at that resolution",
+        at_least=16,
+        at_most=8192,
+        off=0,
+    )
+    seed: int = setting(0, "seed of the surfaces", at_least=0)
 
 
 @dataclass
 class DataConfig:
-    """Which images, from where, and how they are divided.
+    """Which images, from where, and how they are divided."""
 
-    Attributes:
-      root: folder of the source files; not needed by `mnist5k` and `synthetic`; without it `mnist`
-        is downloaded.
-      cache_dir: prepared records go into a folder of their own below it.
-      channels: 1 (grey) or 3 (RGB); images of the other kind are converted.
-      fit: how an image becomes square: "stretch", "crop" (centre) or "pad" (zeros).
-      layout: of an image folder: "auto", "mvtec", "plain" or "magnetic_tile".
-      on_bad_image: "raise" at the first unusable file, or "skip" and list it in the report.
-      max_image_pixels: larger files are refused before they are decoded.
-      local_contrast: if positive, every pixel is replaced by how far it lies from the mean of its
-        neighbourhood, in deviations of that neighbourhood, which takes uneven light away; this is
-        the neighbourhood's Gaussian deviation as a share of the side.
-      pixel_mean, pixel_std: networks see (pixel / 255 - pixel_mean) / pixel_std; the defaults give
-        the paper's [-1, 1]. Textures of faint contrast need their own, which
-        `python -m jax_noisy_anogan.describe` prints.
-      tile_image_resolution: for tiled models, the images' own resolution, of which training shows
-        random crops of the model's size; 0 trains on whole images.
-      digit: the normal class of MNIST.
-      train_fraction: share of the normal images that trains, where no official part says so.
-      known_abnormal_fraction: share of every abnormal class that is known in training.
-      known_abnormal_count: if positive, this many known abnormal images in all instead.
-      known_abnormal_ratio: if positive, known abnormal images / all training images instead
-        (gamma_l of Deep SAD, Ruff et al. 2020).
-      known_abnormal_classes: names of the classes that they come from; empty means all.
-      contamination: abnormal share hidden among the unlabelled training images (gamma_p of Deep
-        SAD).
-      validation_fraction: share of the training images (normal and known abnormal) held back.
-      keep_together: of image folders and drawn surfaces: images that correlate at least so much
-        (local contrast at 32 x 32; 0.8 finds photographs of the same part) fall to the same part of
-        the split, so that nothing is tested that was seen in training; 0 divides image by image.
-      max_validation_images: at most this many of them, half normal and half abnormal; the others
-        train; 0 sets no limit.
-      max_test_images: draw a balanced subsample of the test part; 0 keeps all.
-      categories, repeat, images_per_category, held_out: Caltech-256: number of normal categories,
-        which random choice of them, how many first images of each, and whether the tested normal
-        images are kept out of training.
-      abnormal_digit: of IR-MNIST.
-      generated_images, generated_abnormal_images: puzzles to draw from MNIST instead of reading the
-        published files; 0 reads them.
-      texture, synthetic_images, synthetic_abnormal_images: "brushed", "fabric" or "speckle", and
-        how many flawless and how many defective surfaces.
-      synthetic_side: side in pixels at which surfaces are drawn, before they are brought to the
-        resolution that is prepared; 0 draws them at that resolution.
-      source_seed: of generated puzzles and synthetic surfaces.
-      flip_horizontal, flip_vertical, quarter_turns: random augmentations of training images.
-      max_shift: largest random shift as a fraction of the side.
-      brightness: largest random change of brightness as a fraction of the full range.
-      paste_defects: share of the known abnormal training images or tiles with masks whose defect is
-        shown on a random normal one instead, so that few known defects meet many backgrounds.
-    """
-
-    name: str = "mnist5k"
-    root: str = ""
-    cache_dir: str = "~/.cache/jax_noisy_anogan"
-    channels: int = 1
-    fit: str = "stretch"
-    layout: str = "auto"
-    on_bad_image: str = "raise"
-    max_image_pixels: int = 100_000_000
-    local_contrast: float = 0.0
-    pixel_mean: float = 0.5
-    pixel_std: float = 0.5
-    tile_image_resolution: int = 0
-    digit: int = 0
-    split_seed: int = 0
-    train_fraction: float = 0.7
-    known_abnormal_fraction: float = 0.1
-    known_abnormal_count: int = 0
-    known_abnormal_ratio: float = 0.0
-    known_abnormal_classes: tuple[str, ...] = ()
-    contamination: float = 0.0
-    validation_fraction: float = 0.15
-    keep_together: float = 0.0
-    max_validation_images: int = 0
-    max_test_images: int = 0
-    categories: int = 1
-    repeat: int = 0
-    images_per_category: int = 150
-    held_out: bool = False
-    abnormal_digit: int = 3
-    generated_images: int = 0
-    generated_abnormal_images: int = 0
-    texture: str = "brushed"
-    synthetic_images: int = 400
-    synthetic_abnormal_images: int = 200
-    synthetic_side: int = 0
-    source_seed: int = 0
-    flip_horizontal: bool = False
-    flip_vertical: bool = False
-    quarter_turns: bool = False
-    max_shift: float = 0.0
-    brightness: float = 0.0
-    paste_defects: float = 0.0
+    name: str = setting("mnist5k", "the data set", choices=DATASETS)
+    root: str = setting(
+        "",
+        "folder of the source files; `mnist5k` and `synthetic` need none, and `mnist` is then "
+        "downloaded",
+    )
+    cache_dir: str = setting(
+        "~/.cache/jax_noisy_anogan", "prepared records go into a folder of their own below it"
+    )
+    channels: int = setting(
+        0,
+        "colours of an image: 1 is grey, 3 is RGB; images of the other kind are converted; 0 takes "
+        "what the files are, 3 where any of them shows a colour",
+        choices=(0, 1, 3),
+        remark="(1 is grey, 3 is RGB, 0 is as the files are)",
+    )
+    black_level: int = setting(0, "value of 16-bit images that becomes 0", at_least=0, below=65_535)
+    white_level: int = setting(
+        0,
+        "value of 16-bit images that becomes 255; 0 takes the depth that the files use: 255, 1023, "
+        "4095, 16383 or 65535",
+        at_least=0,
+        at_most=65_535,
+    )
+    fit: str = setting(
+        "stretch",
+        "how an image becomes square: stretched, its centre cropped, or padded with zeros; with "
+        "`scale` it keeps its shape, at the scale of `scale`, and is worked on in tiles of the "
+        "model's size; `auto` takes `scale` for an image folder whose images are far from square, "
+        "and `stretch` otherwise",
+        choices=FITS,
+    )
+    scale: float = setting(
+        0.0,
+        "with `fit=scale`, pixels of an image, on a side, that become one pixel for the networks; "
+        "0 takes what makes the shorter side of the median image two tiles, and at least 1",
+        at_least=0.125,
+        at_most=1024,
+        off=0.0,
+    )
+    layout: str = setting(
+        "auto",
+        "of an image folder; `auto` finds out. In `pairs`, masks beside the images say which are "
+        "abnormal; in `flat`, all images are normal; in `table`, the file `table` says",
+        choices=LAYOUTS,
+    )
+    normal_dirs: str = setting(
+        "", "of the plain layout: names of the folders of normal images, separated by commas"
+    )
+    abnormal_dirs: str = setting(
+        "", "of the plain layout: names of the folders of abnormal images, separated by commas"
+    )
+    table: str = setting(
+        "",
+        "of an image folder: CSV file below `root` with the columns path,label and, where known, "
+        "mask,group,split; paths are below `root` too",
+    )
+    group_pattern: str = setting(
+        "",
+        "of an image folder: a regular expression; images whose paths below `root` it matches with "
+        "the same text (that of its first group, or all of it) show the same object and fall to "
+        "the same part of the split",
+    )
+    on_bad_image: str = setting(
+        "raise",
+        "stop at the first unusable file, or skip it and list it in the report",
+        choices=("raise", "skip"),
+    )
+    max_image_pixels: int = setting(
+        100_000_000, "larger files are refused before they are decoded", at_least=16
+    )
+    local_contrast: float = setting(
+        0.0,
+        "if positive, every pixel is replaced by how far it lies from the mean of its "
+        "neighbourhood, in deviations of that neighbourhood, which takes uneven light away; the "
+        "value is the neighbourhood's Gaussian deviation as a share of the side",
+        at_least=0,
+        at_most=0.5,
+    )
+    pixel_mean: float = setting(
+        0.5,
+        "networks see (pixel / 255 - `pixel_mean`) / `pixel_std`; the defaults give the paper's "
+        "[-1, 1]",
+        at_least=0,
+        at_most=1,
+    )
+    pixel_std: float = setting(
+        0.5,
+        "textures of faint contrast need their own, which `python -m jax_noisy_anogan.describe` "
+        "prints; 0 measures both values on the normal images",
+        at_least=0.001,
+        at_most=1,
+        off=0,
+    )
+    tile_image_resolution: int = setting(
+        0,
+        "for tiled models, the images' own resolution, of which training shows random crops of the "
+        "model's size; 0 trains on whole images",
+        at_least=4,
+        at_most=4096,
+        power_of_two=True,
+        off=0,
+    )
+    digit: int = setting(0, "the normal class of MNIST", at_least=0, at_most=9, remark="(a digit)")
+    split_seed: int = setting(0, "seed of the random split", at_least=0)
+    train_fraction: float = setting(
+        0.7,
+        "share of the normal images that trains, where no official part says so",
+        above=0,
+        below=1,
+    )
+    known_abnormal_fraction: float = setting(
+        0.1, "share of every abnormal class that is known in training", at_least=0, below=1
+    )
+    known_abnormal_count: int = setting(
+        0, "if positive, this many known abnormal images in all instead", at_least=0
+    )
+    known_abnormal_ratio: float = setting(
+        0.0,
+        "if positive, known abnormal images / all training images instead (gamma_l of Deep SAD, "
+        "Ruff et al. 2020)",
+        at_least=0,
+        below=1,
+    )
+    known_abnormal_classes: tuple[str, ...] = setting(
+        (), "names of the classes that known abnormal images come from; empty means all"
+    )
+    contamination: float = setting(
+        0.0,
+        "abnormal share hidden among the unlabelled training images (gamma_p of Deep SAD)",
+        at_least=0,
+        below=1,
+    )
+    validation_fraction: float = setting(
+        0.15,
+        "share of the training images, normal and known abnormal, that is held back to validate",
+        above=0,
+        below=1,
+    )
+    keep_together: float = setting(
+        0.0,
+        "of image folders and synthetic surfaces: images that correlate at least this much (local "
+        "contrast at 32 x 32; 0.8 finds photographs of the same part) fall to the same part of the "
+        "split, so that nothing is tested that was seen in training; 0 divides image by image",
+        at_least=0,
+        at_most=1,
+    )
+    max_validation_images: int = setting(
+        0,
+        "largest number of validation images, half normal and half abnormal; the others train; 0 "
+        "sets no limit",
+        at_least=0,
+    )
+    max_test_images: int = setting(
+        0, "size of a balanced subsample of the test part; 0 keeps all", at_least=0
+    )
+    flip_horizontal: bool = setting(False, "show training images mirrored left to right, at random")
+    flip_vertical: bool = setting(False, "show training images upside down, at random")
+    quarter_turns: bool = setting(False, "turn training images by a random number of right angles")
+    max_shift: float = setting(
+        0.0,
+        "largest random shift of training images, as a fraction of the side",
+        at_least=0,
+        below=1,
+    )
+    brightness: float = setting(
+        0.0,
+        "largest random change of training images' brightness, as a fraction of the full range",
+        at_least=0,
+        at_most=1,
+    )
+    paste_defects: float = setting(
+        0.0,
+        "share of the known abnormal training images or tiles with masks whose defect is shown on "
+        "a random normal one instead, so that few known defects meet many backgrounds",
+        at_least=0,
+        at_most=1,
+    )
+    simulated_defects: float = setting(
+        0.0,
+        "share of the known abnormal images shown in training that are simulated: normal images "
+        "with added scratches and spots, parts of other images, changed textures; 1 needs no known "
+        "defect",
+        at_least=0,
+        at_most=1,
+    )
+    caltech256: Caltech256Config = field(default_factory=Caltech256Config)
+    ir_mnist: IrMnistConfig = field(default_factory=IrMnistConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
 
 @dataclass
 class NetworkConfig:
     """Widths of both networks; Karras et al. 2018, Table 2, at the defaults."""
 
-    fmap_base: int = 8192
-    fmap_max: int = 512
-    latent_size: int = 512
-    prior: str = "uniform"
-    stddev_group: int = 4
-    compute_dtype: str = "float32"
+    fmap_base: int = setting(
+        8192,
+        "a layer at resolution r has 2 `fmap_base` / r channels",
+        at_least=8,
+        at_most=_LARGEST_WIDTH,
+    )
+    fmap_max: int = setting(512, "most channels of a layer", at_least=1, at_most=_LARGEST_WIDTH)
+    latent_size: int = setting(
+        512, "number of components of a latent z", at_least=1, at_most=_LARGEST_WIDTH
+    )
+    prior: str = setting(
+        "uniform", "distribution p_z of latents: uniform on [-1, 1], or normal", choices=PRIORS
+    )
+    stddev_group: int = setting(
+        4,
+        "images per group of the minibatch standard deviation",
+        at_least=1,
+        at_most=_LARGEST_WIDTH,
+    )
+    compute_dtype: str = setting(
+        "float32", "precision of the layers' arithmetic", choices=("float32", "bfloat16")
+    )
+    dense: bool = setting(
+        False,
+        "D judges every pixel beside the whole image, by a decoder of its own features; with "
+        "masks, or with `data.simulated_defects`, it learns where defects are",
+    )
 
 
 @dataclass
 class GrowthConfig:
-    """Progressive growing, in images shown to the discriminator, and the memory that it takes.
+    """Progressive growing, in images shown to the discriminator, and the memory that it takes."""
 
-    `minibatch` maps a resolution (written as text, as in JSON) to the global minibatch;
-    resolutions that are not named take `minibatch_default`.
-
-    Attributes:
-      microbatch: accumulates gradients: maps a resolution to the images of a device's minibatch
-        that pass through a network at once, for a third more arithmetic; resolutions that are not
-        named take all of them. The update is the same.
-      rematerialize_from: networks of this resolution and above compute each block again in the
-        backward pass (of training and of the search) instead of keeping it; 0 never does.
-    """
-
-    start_resolution: int = 4
-    resolution: int = 32
-    stable_images: int = 600_000
-    fade_images: int = 600_000
-    final_images: int = 600_000
-    minibatch_default: int = 16
-    minibatch: dict[str, int] = field(default_factory=lambda: {"256": 16, "512": 8, "1024": 4})
-    microbatch: dict[str, int] = field(default_factory=dict)
-    rematerialize_from: int = 0
+    start_resolution: int = setting(
+        4, "resolution of the first phase", at_least=4, at_most=1024, power_of_two=True
+    )
+    resolution: int = setting(
+        32, "resolution of the model", at_least=4, at_most=1024, power_of_two=True
+    )
+    stable_images: int = setting(
+        600_000, "images of the phase after every fade but the last", at_least=1
+    )
+    fade_images: int = setting(600_000, "images over which new layers are brought in", at_least=1)
+    final_images: int = setting(
+        600_000,
+        "images of the last phase; 0 chooses all three lengths so that training takes about "
+        "`train.minutes`",
+        at_least=1,
+        off=0,
+    )
+    minibatch_default: int = setting(
+        16, "global minibatch below 256 x 256", at_least=1, at_most=_LARGEST_BATCH
+    )
+    minibatch: dict[str, int] = setting(
+        {},
+        "global minibatch at single resolutions, as in `{'512': 4}`; without an entry it is "
+        "`minibatch_default`, and 16 at 256, 8 at 512 and 4 at 1024 (Karras et al. 2018)",
+        at_least=1,
+        at_most=_LARGEST_BATCH,
+        keys=_RESOLUTIONS,
+    )
+    microbatch: dict[str, int] = setting(
+        {},
+        "accumulates gradients: images of a device's minibatch that pass through a network at "
+        "once, at single resolutions, for a third more arithmetic; without an entry all of them; "
+        "the update is the same",
+        at_least=1,
+        at_most=_LARGEST_BATCH,
+        keys=_RESOLUTIONS,
+    )
+    rematerialize_from: int = setting(
+        0,
+        "networks of this resolution and above compute each block again in the backward pass (of "
+        "training and of the search) instead of keeping it; 0 never does",
+        at_least=4,
+        at_most=1024,
+        power_of_two=True,
+        off=0,
+    )
 
 
 @dataclass
 class LossConfig:
-    """The paper's objective; `gamma = 1` is plain AnoGAN.
+    """The paper's objective."""
 
-    Attributes:
-      objective: "equation_15" (the paper's formula, taken literally), "equation_18" (the balanced
-        one that its derivation needs) or "wgan_gp" (Karras et al., balanced).
-      penalty: "r1" (on real images) or "gp" (between real and drawn images).
-      penalty_weight: of the penalty; R1 is weighed by gamma besides.
-      penalty_interval: the penalty looks at one group of images in so many.
-      drift_weight: of the square of a Wasserstein critic's output.
-      abnormal_statistic: the minibatch standard deviation that D judges known abnormal images with:
-        "own", of their own groups, or "real", that of the normal images beside them, as every image
-        is judged when it is scored. With "own" D may learn to know groups of abnormal images by
-        their spread, and then knows a single one less well.
-    """
+    gamma: float = setting(
+        0.1,
+        "weight of generated images beside 1 - gamma of known abnormal ones (Eq. 15); 1 is plain "
+        "AnoGAN",
+        above=0.0,
+        at_most=1.0,
+    )
+    objective: str = setting(
+        "equation_15",
+        "the paper's formula, taken literally (`equation_15`), the balanced one that its "
+        "derivation needs (`equation_18`), or a balanced Wasserstein critic after Karras et al. "
+        "2018 (`wgan_gp`)",
+        choices=OBJECTIVES,
+        remark="(the balanced form: with the weights of Eq. 15, adding c to a Wasserstein critic "
+        "lowers its loss by (1 - gamma) c, without bound)",
+    )
+    penalty: str = setting(
+        "r1",
+        "on D's gradient at real images (`r1`), or between real and generated ones (`gp`)",
+        choices=PENALTIES,
+    )
+    penalty_weight: float | None = setting(
+        None,
+        "weight of the penalty; R1 is weighed by `gamma` besides; without a value 10 with "
+        "`wgan_gp` (Karras et al. 2018), and 1 with the others",
+        at_least=0.0,
+    )
+    penalty_interval: int = setting(
+        1, "the penalty looks at one group of images in this many", at_least=1
+    )
+    drift_weight: float = setting(
+        0.001,
+        "weight of the square of a Wasserstein critic's output (Karras et al. 2018, Appendix A.1)",
+        at_least=0.0,
+    )
+    dense_weight: float = setting(
+        1.0, "weight of D's loss per pixel (`network.dense`) beside that per image", at_least=0.0
+    )
+    abnormal_statistic: str = setting(
+        "own",
+        "minibatch standard deviation that D judges known abnormal images with: `own`, of their "
+        "own groups, or `real`, that of the normal images beside them, as every image is judged "
+        "when it is scored; with `own` D may learn to know groups of abnormal images by their "
+        "spread, and then knows a single one less well",
+        choices=("own", "real"),
+    )
 
-    gamma: float = 0.1
-    objective: str = "equation_15"
-    penalty: str = "r1"
-    penalty_weight: float = 1.0
-    penalty_interval: int = 1
-    drift_weight: float = 0.001
-    abnormal_statistic: str = "own"
+    reconstruction_weight: float = setting(
+        0.0,
+        "weight, in G's objective, of the mean \\|x - G(E(x))\\| over normal training images and "
+        "their pixels, so that G learns to draw what it is shown (needs `train.encoder`); 0 is the "
+        "paper",
+        at_least=0.0,
+    )
+
+    @property
+    def weight_of_penalty(self) -> float:
+        """`penalty_weight`, or what the objective asks for."""
+        if self.penalty_weight is not None:
+            return self.penalty_weight
+        return 10.0 if self.objective == "wgan_gp" else 1.0
 
 
 @dataclass
 class OptimConfig:
-    """Adam on both networks, and the half-life of the averaged copies that scores are made with.
+    """Adam on both networks, and the averaged copies that scores are made with."""
 
-    Attributes:
-      discriminator_rate: learning rate of D over that of G (two time-scale rule, Heusel et al.
-        2017).
-      decay_images: over so many images at the end both rates fall along half a cosine to 0; 0 keeps
-        them, as the paper does. At most the last phase.
-    """
-
-    learning_rate: float = 0.001
-    discriminator_rate: float = 1.0
-    decay_images: int = 0
-    b1: float = 0.0
-    b2: float = 0.99
-    eps: float = 1e-8
-    ema_half_life_images: float = 10_000.0
+    learning_rate: float = setting(0.001, "Adam step size of G", above=0.0, at_most=1.0)
+    discriminator_rate: float = setting(
+        1.0,
+        "learning rate of D over that of G (two time-scale rule, Heusel et al. 2017)",
+        above=0.0,
+        at_most=100.0,
+    )
+    decay_images: int = setting(
+        0,
+        "over this many images at the end both rates fall along half a cosine to 0; 0 keeps them, "
+        "as the paper does; at most the last phase",
+        at_least=0,
+    )
+    b1: float = setting(0.0, "Adam's decay of the mean gradient", at_least=0, below=1)
+    b2: float = setting(0.99, "Adam's decay of the mean squared gradient", at_least=0, below=1)
+    eps: float = setting(
+        1e-8, "Adam's epsilon, added to the root of the mean square", above=0.0, at_most=1.0
+    )
+    ema_half_life_images: float = setting(
+        10_000.0, "half-life of the averaged copies, in images", at_least=0.0
+    )
 
 
 @dataclass
 class SearchConfig:
-    """Latent search, Algorithm 1 of the paper (lambda = 0.1, n = 500), and shortcuts to its end.
+    """Latent search, Algorithm 1 of the paper (lambda = 0.1, n = 500), and shortcuts to its end."""
 
-    Attributes:
-      learning_rate: of the first step; `schedule` says what becomes of it: "constant" (the paper),
-        or "cosine", which decays to 0 at the last step, for short searches.
-      start: where an image's search begins: "prior" (a latent of p_z, the same for every image, as
-        in the paper), "bank" (the nearest of `bank_images` drawn images) or "encoder" (what a
-        network says that is trained after the GAN on `encoder_images` images, half of them drawn,
-        half normal training images). Further restarts begin at the next ones of the bank, or at
-        latents of p_z.
-    """
-
-    steps: int = 500
-    optimizer: str = "adam"
-    learning_rate: float = 0.1
-    schedule: str = "constant"
-    start: str = "prior"
-    bank_images: int = 4096
-    encoder_images: int = 100_000
-    restarts: int = 1
-    feature_weight: float = 0.1
-    feature_resolution: int = 4
-    reduction: str = "sum"
-    batch_size: int = 64
-    record_curve: bool = False
+    steps: int = setting(500, "steps n of Algorithm 1", at_least=0, at_most=10**6)
+    optimizer: str = setting("adam", "what moves a latent", choices=SEARCH_OPTIMIZERS)
+    learning_rate: float = setting(0.1, "of the first step", above=0.0, at_most=100.0)
+    schedule: str = setting(
+        "constant",
+        "what becomes of the learning rate: `constant` (the paper), or `cosine`, which decays to 0 "
+        "at the last step, for short searches",
+        choices=SCHEDULES,
+    )
+    start: str = setting(
+        "prior",
+        "where the search of an image begins: at a latent of p_z, the same for every image, as in "
+        "the paper (`prior`), at the nearest of `bank_images` generated images (`bank`), or at "
+        "the latent that the encoder of `train.encoder` gives (`encoder`); further restarts begin "
+        "at the next ones of the bank, or at latents of p_z",
+        choices=STARTS,
+    )
+    bank_images: int = setting(4096, "generated images of the bank", at_least=1)
+    restarts: int = setting(
+        1, "searches per image, of which the best counts", at_least=1, at_most=_LARGEST_BATCH
+    )
+    feature_weight: float = setting(
+        0.1,
+        "lambda of Eq. 4, weight of the feature term",
+        at_least=0,
+        at_most=1,
+        remark="(lambda of Eq. 4)",
+    )
+    feature_resolution: int = setting(
+        4,
+        "resolution of D's features f(x) of Eq. 3",
+        at_least=4,
+        at_most=1024,
+        power_of_two=True,
+    )
+    reduction: str = setting(
+        "sum",
+        "whether the terms of Eq. 2 and 3 are sums over pixels and features, or means",
+        choices=REDUCTIONS,
+    )
+    batch_size: int = setting(
+        8,
+        "images (tiles of tiled models) that a device searches at once, rounded up to a multiple "
+        "of eight from two on: one to 64 take about as long per image on a CPU, accelerators want "
+        "more; the last digits of a score depend on it, so that evaluation, scoring of files, API "
+        "and export of a run keep to it",
+        at_least=1,
+        at_most=_LARGEST_BATCH,
+    )
+    record_curve: bool = setting(False, "keep the terms of every step, in `curve.csv`")
 
 
 @dataclass
 class ScoreConfig:
-    """From search results to decisions and maps.
+    """From search results to decisions and maps."""
 
-    Attributes:
-      threshold_rule: which threshold of the validation images decides: "best_f1" or "youden" (both
-        need known abnormal validation images; without them "quantile" is used), or "quantile".
-      false_positive_rate: share of normal validation images above the "quantile" threshold.
-      map: what anomaly maps are made of: "difference", |x - G(z)| (the paper), or "evidence", that
-        difference weighed by what it does to D's verdict: finer where D knows defects.
-      average_flips: whether D's term and its evidence are means over the flips of an image that
-        training showed (`data.flip_horizontal`, `data.flip_vertical`), at two or four times their
-        cost. The search sees the image as it is.
-      map_sigma: smoothing of anomaly maps, in pixels of the scored image.
-      tile_overlap: for tiled models, overlap of neighbouring tiles as a share of their side.
-      figure_images: examples per row in the pictures.
-    """
-
-    threshold_rule: str = "best_f1"
-    false_positive_rate: float = 0.05
-    map: str = "difference"
-    average_flips: bool = False
-    map_sigma: float = 1.0
-    tile_overlap: float = 0.25
-    figure_images: int = 16
+    threshold_rule: str = setting(
+        "best_f1",
+        "which threshold of the validation images decides: `best_f1` or `youden` (both need two "
+        "known abnormal validation images; without them `quantile` is used), or `quantile`",
+        choices=THRESHOLD_RULES,
+    )
+    false_positive_rate: float = setting(
+        0.05,
+        "share of further normal images that the `quantile` threshold is to flag at most",
+        above=0,
+        below=1,
+    )
+    map: str = setting(
+        "difference",
+        "what anomaly maps are made of: `difference`, \\|x - G(z)\\| (the paper), `attribution`, "
+        "that difference weighed by what it does to D's logit: finer where D knows defects, or "
+        "`dense`, D's own logit of every pixel (`network.dense`), or `memory`, the distance to the "
+        "nearest normal patch (`score.memory`)",
+        choices=MAPS,
+    )
+    memory: bool = setting(
+        False,
+        "whether a memory of patches of normal training images is kept and compared with: gives "
+        "the terms `memory` and `memory_sum`",
+    )
+    average_flips: bool = setting(
+        False,
+        "whether D's term and its maps are means over the flips of an image that training "
+        "showed (`data.flip_horizontal`, `data.flip_vertical`), at two or four times their cost; "
+        "the search sees the image as it is",
+    )
+    map_sigma: float = setting(
+        1.0,
+        "smoothing of anomaly maps, in pixels of the scored image",
+        at_least=0,
+        at_most=256,
+        remark="pixels",
+    )
+    tile_overlap: float = setting(
+        0.25,
+        "for tiled models, overlap of neighbouring tiles as a share of their side",
+        at_least=0,
+        at_most=0.75,
+    )
+    yardsticks: bool = setting(
+        True,
+        "whether `evaluate` also measures, on the same split of an image folder, what brightness, "
+        "principal components, nearest patches and a classifier of known patches reach",
+    )
+    figure_images: int = setting(
+        16, "examples per row in the pictures", at_least=1, at_most=_MOST_GENERATED
+    )
 
 
 @dataclass
 class TrainConfig:
-    """How a run proceeds: seeds, checkpoints, logging.
+    """How a run proceeds: seeds, checkpoints, logging."""
 
-    Attributes:
-      max_rollbacks: how often training returns to its last checkpoint, with other random numbers,
-        after a loss or gradient that is not finite.
-      sample_images: drawn images in the grid that is saved at the end of every phase.
-      compilation_cache_dir: keeps compiled programs between runs; empty keeps none. Programs in it
-        are trusted: never share a folder that others can write to.
-    """
-
-    seed: int = 0
-    checkpoint_every_images: int = 50_000
-    max_rollbacks: int = 3
-    keep_checkpoints: int = 2
-    log_every_steps: int = 50
-    sample_images: int = 64
-    tensorboard: bool = False
-    compilation_cache_dir: str = ""
+    seed: int = setting(0, "seed of networks, latents and the order of images", at_least=0)
+    minutes: float = setting(
+        30.0,
+        "time that training may take on this machine, where `growth.final_images` is 0",
+        above=0,
+        at_most=100_000,
+    )
+    encoder: bool = setting(
+        False,
+        "train an encoder of images to latents along with G and D, by the loss of the search on "
+        "normal and generated images, for `search.start` and `loss.reconstruction_weight`",
+    )
+    checkpoint_every_images: int = setting(50_000, "images between two checkpoints", at_least=1)
+    max_rollbacks: int = setting(
+        3,
+        "how often training returns to its last checkpoint, with other random numbers, after a "
+        "loss or gradient that is not finite",
+        at_least=0,
+    )
+    keep_checkpoints: int = setting(2, "number of checkpoints that are kept", at_least=1)
+    log_every_steps: int = setting(50, "steps between two rows of `metrics.jsonl`", at_least=1)
+    sample_images: int = setting(
+        64,
+        "generated images in the grid that is saved at the end of every phase",
+        at_least=1,
+        at_most=_MOST_GENERATED,
+    )
+    writers: tuple[str, ...] = setting(
+        (),
+        "where training curves and sample pictures go beside `metrics.jsonl` and `samples/`; each "
+        "needs the extra of its name, and tensorboard the extra `logging`",
+        choices=("tensorboard", "wandb", "mlflow"),
+    )
+    compilation_cache_dir: str = setting(
+        "",
+        "keeps compiled programs between runs; empty keeps none; programs in it are trusted: never "
+        "share a folder that others can write to",
+    )
 
 
 @dataclass
@@ -329,182 +661,117 @@ class Config:
 
 def minibatch_at(growth: GrowthConfig, resolution: int) -> int:
     """Global minibatch at `resolution`."""
-    return growth.minibatch.get(str(resolution), growth.minibatch_default)
+    usual = LARGE_MINIBATCHES.get(str(resolution), growth.minibatch_default)
+    return growth.minibatch.get(str(resolution), usual)
 
 
 def validate(config: Config) -> Config:
-    """Check every field's type and range and every combination.
+    """Check the type and range of every setting and every combination.
 
     Returns:
-      The same config, so that a call can be chained.
+      The config, in which settings that follow others (`loss.penalty_weight`) have their values.
 
     Raises:
-      ConfigError: names the first field that is wrong, its value and what was expected.
+      ConfigError: names the first setting that is wrong, its value and what was expected.
     """
     if not isinstance(config, Config):
         raise ConfigError(
             f"the config file returned {type(config).__name__}: expected jax_noisy_anogan.config."
-            "Config (configs/toy2d.py belongs to "
-            "`python -m jax_noisy_anogan.reproduction.figure3`)"
+            "Config (configs/toy2d.py belongs to `reproduce figure3`)"
         )
-    _check_types(config)
-    _validate_data(config.data)
-    _validate_resolutions(config.growth)  # the others compute with them
-    _validate_network(config)
-    _validate_growth(config)
-    _validate_loss(config)
-    _validate_search(config)
-    _validate_score(config)
-
-    optim = config.optim
-    _between("optim.learning_rate", optim.learning_rate, 0.0, 1.0)
-    _between("optim.discriminator_rate", optim.discriminator_rate, 0.0, 100.0)
-    _at_least("optim.decay_images", optim.decay_images, 0)
-    for name in ("b1", "b2"):
-        if not 0.0 <= getattr(optim, name) < 1.0:
-            _fail(f"optim.{name}", getattr(optim, name), "at least 0 and below 1")
-    _between("optim.eps", optim.eps, 0.0, 1.0)
-    _at_least("optim.ema_half_life_images", optim.ema_half_life_images, 0.0)
-
-    train = config.train
-    for name, low in (
-        ("seed", 0),
-        ("checkpoint_every_images", 1),
-        ("max_rollbacks", 0),
-        ("keep_checkpoints", 1),
-        ("log_every_steps", 1),
-        ("sample_images", 1),
+    settings.check(config)
+    _check_data(config.data)
+    _check_resolutions(config)
+    _check_minibatches(config)
+    _check_loss(config)
+    _check_dense(config)
+    _check_memory(config)
+    _check_search(config)
+    if config.score.average_flips and not (
+        config.data.flip_horizontal or config.data.flip_vertical
     ):
-        _at_least(f"train.{name}", getattr(train, name), low)
-    _at_most("train.sample_images", train.sample_images, _MOST_DRAWN)
-    return config
+        refuse(
+            "score.average_flips",
+            True,
+            "False without data.flip_horizontal or flip_vertical: D knows only what training shows",
+        )
+    return resolved(config)
 
 
-def _validate_data(data: DataConfig) -> None:
-    for name, choices in (
-        ("name", DATASETS),
-        ("fit", ("stretch", "crop", "pad")),
-        ("layout", ("auto", "mvtec", "plain", "magnetic_tile")),
-        ("on_bad_image", ("raise", "skip")),
-        ("texture", ("brushed", "fabric", "speckle")),
-    ):
-        _one_of(f"data.{name}", getattr(data, name), choices)
-    if data.channels not in (1, 3):
-        _fail("data.channels", data.channels, "1 (grey) or 3 (RGB)")
-    for name in ("digit", "abnormal_digit"):
-        if not 0 <= getattr(data, name) <= 9:
-            _fail(f"data.{name}", getattr(data, name), "a digit from 0 to 9")
-    for name, low in (
-        ("split_seed", 0),
-        ("source_seed", 0),
-        ("max_image_pixels", 16),
-        ("max_validation_images", 0),
-        ("max_test_images", 0),
-        ("known_abnormal_count", 0),
-        ("categories", 1),
-        ("repeat", 0),
-        ("images_per_category", 2),
-        ("generated_images", 0),
-        ("generated_abnormal_images", 0),
-        ("synthetic_images", 1),
-        ("synthetic_abnormal_images", 0),
-        ("synthetic_side", 0),
-    ):
-        _at_least(f"data.{name}", getattr(data, name), low)
-    for name in ("train_fraction", "validation_fraction"):
-        value = getattr(data, name)
-        if not 0.0 < value < 1.0:
-            _fail(f"data.{name}", value, "above 0 and below 1")
-    for name in ("known_abnormal_fraction", "known_abnormal_ratio", "contamination", "max_shift"):
-        value = getattr(data, name)
-        if not 0.0 <= value < 1.0:
-            _fail(f"data.{name}", value, "from 0 to below 1")
-    if not 0.0 <= data.pixel_mean <= 1.0:
-        _fail("data.pixel_mean", data.pixel_mean, "from 0 to 1")
-    if not 0.0 <= data.local_contrast <= 0.5:
-        _fail("data.local_contrast", data.local_contrast, "from 0 to 0.5")
-    if not 0.0 <= data.keep_together <= 1.0:
-        _fail("data.keep_together", data.keep_together, "from 0 to 1")
+def resolved(config: Config) -> Config:
+    """The config with the values of settings that follow others."""
+    weight = config.loss.weight_of_penalty
+    return dataclasses.replace(config, loss=dataclasses.replace(config.loss, penalty_weight=weight))
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.white_level and data.white_level <= data.black_level:
+        refuse("data.white_level", data.white_level, "0, or above data.black_level")
+    if data.layout == "table" and not data.table:
+        refuse("data.table", data.table, "a CSV file for the layout table")
+    if data.fit == "scale" and data.name != "image_folder":
+        refuse("data.fit", data.fit, f"stretch, crop or pad with {data.name}")
+    if data.fit in ("scale", "auto") and data.tile_image_resolution:
+        refuse(
+            "data.tile_image_resolution",
+            data.tile_image_resolution,
+            f"0 with data.fit={data.fit}, whose pictures are as large as data.scale says",
+        )
+    try:
+        re.compile(data.group_pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        refuse("data.group_pattern", data.group_pattern, f"a regular expression ({error})")
     if data.keep_together and data.name in PUBLISHED_SPLITS:
-        _fail("data.keep_together", data.keep_together, f"0 with {data.name}, whose split is fixed")
-    if not 0.001 <= data.pixel_std <= 1.0:
-        _fail("data.pixel_std", data.pixel_std, "from 0.001 to 1")
-    if not 0.0 <= data.paste_defects <= 1.0:
-        _fail("data.paste_defects", data.paste_defects, "from 0 to 1")
-    if not 0.0 <= data.brightness <= 1.0:
-        _fail("data.brightness", data.brightness, "from 0 to 1")
+        refuse(
+            "data.keep_together", data.keep_together, f"0 with {data.name}, whose split is fixed"
+        )
     if data.known_abnormal_count and data.known_abnormal_ratio:
-        _fail(
+        refuse(
             "data.known_abnormal_ratio", data.known_abnormal_ratio, "0 with a known_abnormal_count"
         )
-    if data.generated_abnormal_images and not data.generated_images:
-        _fail("data.generated_images", 0, "at least 1 when abnormal puzzles are generated")
-    if data.synthetic_side and not 16 <= data.synthetic_side <= 8192:
-        _fail("data.synthetic_side", data.synthetic_side, "0, or from 16 to 8192")
-    if data.tile_image_resolution:
-        _power_of_two("data.tile_image_resolution", data.tile_image_resolution, 4, 4096)
-    if not data.root:
-        _require_root(data)
-
-
-def _require_root(data: DataConfig) -> None:
+    if data.ir_mnist.generated_abnormal_images and not data.ir_mnist.generated_images:
+        refuse(
+            "data.ir_mnist.generated_images", 0, "at least 1 when abnormal puzzles are generated"
+        )
     content = {
         "caltech256": "256_ObjectCategories",
         "image_folder": "the images, in one of the layouts of config.data.layout",
     }
-    if not data.generated_images:
+    if not data.ir_mnist.generated_images:
         content["ir_mnist"] = "train_mnist and test_mnist_matrix"
-    if data.name in content:
-        _fail("data.root", data.root, f"the folder that holds {content[data.name]}")
+    if not data.root and data.name in content:
+        refuse("data.root", data.root, f"the folder that holds {content[data.name]}")
 
 
-def _validate_network(config: Config) -> None:
-    network = config.network
-    for name, low in (("fmap_base", 8), ("fmap_max", 1), ("latent_size", 1), ("stddev_group", 1)):
-        _at_least(f"network.{name}", getattr(network, name), low)
-        _at_most(f"network.{name}", getattr(network, name), _LARGEST_WIDTH)
-    _one_of("network.prior", network.prior, PRIORS)
-    _one_of("network.compute_dtype", network.compute_dtype, ("float32", "bfloat16"))
-    smallest = network.fmap_base >> (config.growth.resolution.bit_length() - 2)
-    if smallest < 1:
-        _fail(
-            "network.fmap_base",
-            network.fmap_base,
-            f"at least {config.growth.resolution // 2}, so that resolution "
-            f"{config.growth.resolution} keeps one channel",
-        )
-
-
-def _validate_resolutions(growth: GrowthConfig) -> None:
-    _power_of_two("growth.resolution", growth.resolution, 4, 1024)
-    _power_of_two("growth.start_resolution", growth.start_resolution, 4, 1024)
+def _check_resolutions(config: Config) -> None:
+    growth, network = config.growth, config.network
     if growth.start_resolution > growth.resolution:
-        _fail(
+        refuse(
             "growth.start_resolution",
             growth.start_resolution,
             f"at most growth.resolution ({growth.resolution})",
         )
+    if network.fmap_base >> (growth.resolution.bit_length() - 2) < 1:
+        refuse(
+            "network.fmap_base",
+            network.fmap_base,
+            f"at least {growth.resolution // 2}, so that resolution {growth.resolution} keeps one "
+            "channel",
+        )
+    if config.search.feature_resolution > growth.resolution:
+        refuse(
+            "search.feature_resolution",
+            config.search.feature_resolution,
+            f"a power of two from 4 to {growth.resolution}",
+        )
 
 
-def _validate_growth(config: Config) -> None:
-    growth = config.growth
-    for name in ("stable_images", "fade_images", "final_images", "minibatch_default"):
-        _at_least(f"growth.{name}", getattr(growth, name), 1)
-    _at_most("growth.minibatch_default", growth.minibatch_default, _LARGEST_BATCH)
-    valid = {str(2**k) for k in range(2, 11)}
-    for name in ("minibatch", "microbatch"):
-        for key, value in getattr(growth, name).items():
-            if key not in valid:
-                _fail(f"growth.{name}", key, "resolutions from 4 to 1024 as keys")
-            _at_least(f"growth.{name}[{key}]", value, 1)
-            _at_most(f"growth.{name}[{key}]", value, _LARGEST_BATCH)
-    if growth.rematerialize_from:
-        _power_of_two("growth.rematerialize_from", growth.rematerialize_from, 4, 1024)
-    resolution = growth.start_resolution
-    while resolution <= growth.resolution:
-        batch, group = minibatch_at(growth, resolution), config.network.stddev_group
+def _check_minibatches(config: Config) -> None:
+    resolution = config.growth.start_resolution
+    while resolution <= config.growth.resolution:
+        batch, group = minibatch_at(config.growth, resolution), config.network.stddev_group
         if batch > group and batch % group:
-            _fail(
+            refuse(
                 f"growth.minibatch[{resolution}]",
                 batch,
                 f"a multiple of network.stddev_group ({group}), or less than it",
@@ -512,157 +779,176 @@ def _validate_growth(config: Config) -> None:
         resolution *= 2
 
 
-def _validate_loss(config: Config) -> None:
-    loss = config.loss
-    _between("loss.gamma", loss.gamma, 0.0, 1.0)
-    if loss.objective.startswith("wgan") and loss.objective.endswith("15"):
-        _fail(
-            "loss.objective",
-            loss.objective,
-            "wgan_gp, the balanced form: with the weights of Eq. 15, adding c to a Wasserstein "
-            "critic lowers its loss by (1 - gamma) c, without bound",
+def _check_loss(config: Config) -> None:
+    loss, data = config.loss, config.data
+    if loss.reconstruction_weight and not config.train.encoder:
+        refuse(
+            "loss.reconstruction_weight",
+            loss.reconstruction_weight,
+            "0, or train.encoder set to true: without an encoder nothing is reconstructed",
         )
-    _one_of("loss.objective", loss.objective, OBJECTIVES)
-    _one_of("loss.abnormal_statistic", loss.abnormal_statistic, ("own", "real"))
-    _one_of("loss.penalty", loss.penalty, PENALTIES)
-    _at_least("loss.penalty_weight", loss.penalty_weight, 0.0)
-    _at_least("loss.penalty_interval", loss.penalty_interval, 1)
-    _at_least("loss.drift_weight", loss.drift_weight, 0.0)
     if loss.objective == "wgan_gp" and loss.penalty != "gp":
-        _fail("loss.penalty", loss.penalty, "gp with wgan_gp: nothing else bounds its critic")
-    data = config.data
+        refuse("loss.penalty", loss.penalty, "gp with wgan_gp: nothing else bounds its critic")
     known = data.known_abnormal_count or data.known_abnormal_ratio or data.known_abnormal_fraction
-    if loss.gamma < 1.0 and not known:
-        _fail(
+    if loss.gamma < 1.0 and not known and data.simulated_defects < 1.0:
+        refuse(
             "loss.gamma",
             loss.gamma,
-            "1.0 when data.known_abnormal_fraction is 0: without known abnormal images Eq. 17 has "
-            "nothing to average",
+            "1.0 when data.known_abnormal_fraction is 0 and data.simulated_defects below 1: "
+            "without abnormal images Eq. 17 has nothing to average",
         )
 
 
-def _validate_search(config: Config) -> None:
+def _check_dense(config: Config) -> None:
+    if config.network.dense and config.loss.objective == "wgan_gp":
+        refuse("network.dense", True, "False with wgan_gp, whose critic has no loss per pixel")
+    if config.score.map == "dense" and not config.network.dense:
+        refuse("score.map", "dense", "another map without network.dense")
+
+
+def _check_memory(config: Config) -> None:
+    if config.score.map == "memory" and not config.score.memory:
+        refuse("score.map", "memory", "another map without score.memory")
+
+
+def _check_search(config: Config) -> None:
     search = config.search
-    _at_least("search.steps", search.steps, 0)
-    _one_of("search.optimizer", search.optimizer, SEARCH_OPTIMIZERS)
-    _between("search.learning_rate", search.learning_rate, 0.0, 100.0)
-    _one_of("search.schedule", search.schedule, SCHEDULES)
     if search.schedule != "constant" and search.optimizer == "lbfgs":
-        _fail("search.schedule", search.schedule, "constant with lbfgs, which has no step rate")
-    _at_least("search.restarts", search.restarts, 1)
-    _one_of("search.start", search.start, STARTS)
-    _at_least("search.bank_images", search.bank_images, search.restarts)
-    _at_least("search.encoder_images", search.encoder_images, 1)
-    _at_least("search.batch_size", search.batch_size, 1)
-    for name, high in (
-        ("steps", 10**6),
-        ("restarts", _LARGEST_BATCH),
-        ("batch_size", _LARGEST_BATCH),
-    ):
-        _at_most(f"search.{name}", getattr(search, name), high)
-    if not 0.0 <= search.feature_weight <= 1.0:
-        _fail("search.feature_weight", search.feature_weight, "from 0 to 1 (lambda of Eq. 4)")
-    _one_of("search.reduction", search.reduction, REDUCTIONS)
-    _power_of_two(
-        "search.feature_resolution", search.feature_resolution, 4, config.growth.resolution
-    )
+        refuse("search.schedule", search.schedule, "constant with lbfgs, which has no step rate")
+    if search.start == "encoder" and not config.train.encoder:
+        refuse("search.start", search.start, "prior or bank, or train.encoder set to true")
+    if search.bank_images < search.restarts:
+        refuse("search.bank_images", search.bank_images, f"at least {search.restarts}")
 
 
-def _validate_score(config: Config) -> None:
-    score = config.score
-    _one_of("score.threshold_rule", score.threshold_rule, THRESHOLD_RULES)
-    _one_of("score.map", score.map, MAPS)
-    if not 0.0 < score.false_positive_rate < 1.0:
-        _fail("score.false_positive_rate", score.false_positive_rate, "above 0 and below 1")
-    if not 0.0 <= score.map_sigma <= 256.0:
-        _fail("score.map_sigma", score.map_sigma, "from 0 to 256 pixels")
-    if not 0.0 <= score.tile_overlap <= 0.75:
-        _fail("score.tile_overlap", score.tile_overlap, "from 0 to 0.75")
-    if score.average_flips and not (config.data.flip_horizontal or config.data.flip_vertical):
-        _fail(
-            "score.average_flips",
-            True,
-            "False without data.flip_horizontal or flip_vertical: D knows only what training shows",
-        )
-    _at_least("score.figure_images", score.figure_images, 1)
-    _at_most("score.figure_images", score.figure_images, _MOST_DRAWN)
+# What `--config FILE.py:NAME` changes of every config file.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "smoke": {
+        "data.max_test_images": 40,
+        "data.synthetic.images": 60,
+        "data.synthetic.abnormal_images": 40,
+        "network.fmap_base": 64,
+        "network.fmap_max": 16,
+        "network.latent_size": 16,
+        "growth.start_resolution": 4,
+        "growth.stable_images": 320,
+        "growth.fade_images": 320,
+        "growth.final_images": 640,
+        "search.steps": 10,
+        "search.batch_size": 20,
+        "train.checkpoint_every_images": 640,
+        "train.sample_images": 16,
+    },
+    "quick": {
+        "data.max_validation_images": 100,
+        "data.max_test_images": 200,
+        "network.fmap_base": 128,
+        "network.fmap_max": 32,
+        "network.latent_size": 64,
+        "growth.start_resolution": 8,
+        "growth.stable_images": 1_500,
+        "growth.fade_images": 1_500,
+        "growth.final_images": 7_000,
+        "growth.minibatch_default": 8,  # with 16, G generated no digits yet after so few updates
+        "optim.ema_half_life_images": 2_000.0,
+        "search.steps": 40,
+        "train.checkpoint_every_images": 20_000,
+        "train.sample_images": 16,
+    },
+}
 
 
 def variant(config: Config, name: str) -> Config:
     """The variant of a config file that `--config FILE.py:name` asks for.
 
-    "smoke" runs the whole path in about a minute on two cores: narrow networks up to 16 x 16
-    pixels, a few hundred images, a short search.
+    Both are narrow networks up to 16 x 16 pixels. "smoke" runs the whole path in about a minute on
+    two cores, on a few hundred images. "quick" trains for about a minute on one core, so that
+    figures mean something: the runs of `reproduce --quick`.
 
     Raises:
-      ConfigError: `name` is neither "" nor "smoke".
+      ConfigError: there is no such variant.
     """
-    if name not in ("", "smoke"):
-        raise ConfigError(f"--config has the variant {name!r}: expected none or :smoke")
-    if name == "smoke":
-        resolution = min(config.growth.resolution, 16)
-        replace = dataclasses.replace
-        tiles = 4 * resolution if config.data.tile_image_resolution else 0
-        config.data = replace(
-            config.data,
-            max_test_images=40,
-            tile_image_resolution=tiles,
-            synthetic_images=60,
-            synthetic_abnormal_images=40,
-        )
-        config.network = replace(config.network, fmap_base=64, fmap_max=16, latent_size=16)
-        config.growth = replace(
-            config.growth,
-            resolution=resolution,
-            start_resolution=4,
-            stable_images=320,
-            fade_images=320,
-            final_images=640,
-            minibatch_default=16,
-            minibatch={},
-        )
-        config.search = replace(config.search, steps=10, batch_size=20)
-        config.train = replace(config.train, checkpoint_every_images=640, sample_images=16)
-    return config
+    if name not in _VARIANTS:
+        expected = ", ".join(f":{known}" for known in _VARIANTS if known)
+        raise ConfigError(f"--config has the variant {name!r}: expected none, {expected}")
+    if not name:
+        return config
+    resolution, tiled = min(config.growth.resolution, 16), config.data.tile_image_resolution
+    small = {
+        "growth.resolution": resolution,
+        "data.tile_image_resolution": 4 * resolution if tiled else 0,
+    }
+    return settings.replaced(config, small | _VARIANTS[name])
+
+
+def find(name: str) -> str:
+    """The path of a config: `name` itself, or the file of that name that the package brings.
+
+    A variant (`:smoke`) stays where it is.
+    """
+    file, colon, variant = name.partition(":")
+    if not file or "/" in file or Path(file).exists():
+        return name
+    package = Path(__file__).parent
+    # A wheel holds the folder inside the package, a checkout beside it.
+    for folder in (package / "configs", package.parent / "configs"):
+        known = folder / f"{file.removesuffix('.py')}.py"
+        if known.is_file():
+            return f"{known}{colon}{variant}"
+    return name
+
+
+def read_file(path: str) -> Config:
+    """The config of a file, which is Python and runs; with a variant, as in `FILE.py:smoke`.
+
+    Raises:
+      ConfigError: the file cannot be read.
+    """
+    file, _, variant = path.partition(":")
+    try:
+        return runpy.run_path(file)["get_config"](variant)
+    except OSError as error:
+        raise ConfigError(f"{file} is no file that can be read") from error
 
 
 def changed(config: Config, changes: Sequence[str]) -> Config:
     """A validated copy of `config` with `section.field=value` settings replaced.
 
     Raises:
-      ConfigError: not of that form, an unknown field, or a wrong value.
+      ConfigError: not of that form, an unknown setting, or a wrong value.
     """
-    values = dataclasses.asdict(config)
+    before, values = settings.values(config), {}
     for change in changes:
         name, equals, text = change.removeprefix("config.").partition("=")
-        section, _, item = name.partition(".")
-        if not equals or item not in values.get(section, {}):
-            raise ConfigError(f"--set {change}: expected section.field=value, as search.steps=500")
+        if not equals or name not in before:
+            shown = " ".join(change.split())[:200]
+            raise ConfigError(
+                f"--set {shown}: expected section.field=value, as search.steps=500; "
+                "`python -m jax_noisy_anogan.config` lists them"
+            )
         # The flags of `train` take `true` as well as Python's own word.
-        if isinstance(values[section][item], bool) and text in ("true", "false"):
+        if isinstance(before[name], bool) and text in ("true", "false"):
             text = text.title()
         try:
-            values[section][item] = ast.literal_eval(text)
+            value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            values[section][item] = text
-    return validate(_build(Config, values, "config"))
+            value = text
+        if isinstance(before[name], tuple) and isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return validate(settings.replaced(config, values))
 
 
 def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
-    """Fields (as `section.field`) that differ, with both values."""
-    found = {}
-    for section in dataclasses.fields(Config):
-        a, b = getattr(ours, section.name), getattr(theirs, section.name)
-        for item in dataclasses.fields(a):
-            values = getattr(a, item.name), getattr(b, item.name)
-            if values[0] != values[1]:
-                found[f"{section.name}.{item.name}"] = values
-    return found
+    """Settings, by their names with dots, that differ, with both values."""
+    a, b = settings.values(resolved(ours)), settings.values(resolved(theirs))
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
 
 
 def to_json(config: Config) -> str:
     """The config as indented JSON, as written to `config.json` of a run."""
-    values = dataclasses.asdict(config)
+    values = {"format": FORMAT, **dataclasses.asdict(resolved(config))}
     # A config file may compute a setting with NumPy.
     return json.dumps(values, indent=2, default=lambda value: value.item()) + "\n"
 
@@ -671,13 +957,26 @@ def from_json(text: str) -> Config:
     """Rebuild and validate a config from `to_json`'s text.
 
     Raises:
-      ConfigError: the text is not JSON, or a field is unknown or wrong.
+      ConfigError: the text is not JSON, of another format, or a setting is unknown or wrong.
     """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # too many digits or brackets are no decode error
         raise ConfigError(f"not a JSON config: {error}") from error
-    return validate(_build(Config, values, "config"))
+    if not isinstance(values, dict):
+        raise ConfigError(f"config is {type(values).__name__}: expected an object with fields")
+    found = values.pop("format", None)
+    if found is None and "data" in values:
+        raise FormatError(
+            "config.json is of version 0.1, whose settings had other names: train again with this "
+            "version into another folder, or use version 0.1 for this run"
+        )
+    if found != FORMAT:
+        shown = " ".join(repr(found).split())[:40]
+        raise FormatError(
+            f"config.format is {shown}: expected {FORMAT}, the format of this version"
+        )
+    return validate(settings.build(Config, values, "config"))
 
 
 def load(workdir: Path) -> Config:
@@ -689,7 +988,26 @@ def load(workdir: Path) -> Config:
     path = workdir / "config.json"
     try:
         return from_json(path.read_text(errors="replace"))
+    except FormatError as error:
+        raise FormatError(f"{workdir}: {error}") from error
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}): --workdir must name the folder of a run"
         ) from error
+
+
+def main() -> None:
+    """Print `docs/settings.md`."""
+    print(
+        "# Settings\n\n"
+        "Written by `python -m jax_noisy_anogan.config`; the settings themselves are stated in "
+        "`jax_noisy_anogan/config.py`.\n\n"
+        "A command that reads a config file takes a setting as `--config.loss.gamma=0.5`; one that "
+        "works on a finished run takes `--set search.steps=100`.\n"
+    )
+    for item in dataclasses.fields(Config):
+        print(settings.document(type(getattr(Config(), item.name)), item.name))
+
+
+if __name__ == "__main__":
+    main()

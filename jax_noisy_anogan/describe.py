@@ -11,9 +11,11 @@ from absl import flags
 from rich.console import Console
 
 from jax_noisy_anogan import cli
-from jax_noisy_anogan.config import Config, validate
-from jax_noisy_anogan.data import load_dataset, make_split, summary
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import Config, ConfigError, validate
+from jax_noisy_anogan.data import summary
+from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.data.splits import make_split
+from jax_noisy_anogan.runtime.files import user_path
 
 _CONFIG = cli.define_config()
 _SHEET = flags.DEFINE_string(
@@ -29,9 +31,12 @@ def describe(config: Config, sheet: Path | None = None) -> None:
     console.print(summary.table_1(dataset))
     console.print(summary.properties(dataset, split))
     console.print(summary.split_counts(dataset, split))
+    for remark in dataset.remarks:
+        console.print(remark, soft_wrap=True, markup=False, highlight=False)
     if dataset.left_out:
         report = dataset.write_report()
-        console.print(f"left out: {len(dataset.left_out):,}, listed in {report}", soft_wrap=True)
+        kinds = summary.left_out_by_kind(dataset)
+        console.print(f"left out {kinds}; listed in {report}", soft_wrap=True)
     path = sheet or dataset.path / "contact_sheet.png"
     summary.contact_sheet(dataset, path)
     console.print(f"contact sheet: {path}", soft_wrap=True)
@@ -39,7 +44,7 @@ def describe(config: Config, sheet: Path | None = None) -> None:
 
 def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments)
-    sheet = Path(_SHEET.value).expanduser() if _SHEET.value else None
+    sheet = user_path(_SHEET.value, "--contact_sheet") if _SHEET.value else None
     if sheet is not None and (sheet.suffix.lower() != ".png" or not sheet.parent.is_dir()):
         raise ConfigError(f"--contact_sheet is {sheet}: expected a .png in an existing folder")
     describe(validate(_CONFIG.value), sheet)

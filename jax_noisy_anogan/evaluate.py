@@ -7,13 +7,12 @@ the first one measures, draws and writes.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jax_noisy_anogan import cli, experiment
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan.data import load_dataset, make_split
-from jax_noisy_anogan.evaluation import results
-from jax_noisy_anogan.training import encoder, state
+from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.evaluation import results as results_lib
+from jax_noisy_anogan.runtime.files import user_path
+from jax_noisy_anogan.training import state as state_lib
 
 _WORKDIR = cli.define_workdir("Folder of a finished run")
 _SET = cli.define_changes()
@@ -22,14 +21,16 @@ cli.define_processes()
 
 def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments)
-    folder = Path(_WORKDIR.value).expanduser()
+    folder = user_path(_WORKDIR.value, "--workdir")
     config = config_lib.changed(config_lib.load(folder), _SET.value)
-    with experiment.opened(config, folder):
-        trained = state.load_model(folder, config)
+    with experiment.opened(config, folder) as config:
+        trained = state_lib.load_model(folder, config)
         dataset = load_dataset(config.data, resolution=config.growth.resolution)
-        split = make_split(dataset, config.data)
-        trained = encoder.fit(config, folder, dataset, split, trained)
-        cli.print_results(results.evaluate(config, folder, dataset, split, trained))
+        split = experiment.split_of(config, folder, dataset)
+        results = results_lib.evaluate(config, folder, dataset, split, trained)
+    if results:  # only the first process has any
+        cli.print_results(results)
+        cli.print_next(folder)
 
 
 if __name__ == "__main__":

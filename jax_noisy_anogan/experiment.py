@@ -1,25 +1,54 @@
-"""A whole run, from records to results, as one call."""
+"""A whole run, from records to results, as one call; what exists already is not made again.
+
+ 1. Hold the folder and its settings                       `opened`, `runtime.workdir`
+ 2. Prepare the images as records, once for all runs       `data.dataset.load_dataset`
+ 3. Divide them, once: train, known, validation, test      `data.splits`, `data.split_file`
+ 4. Plan the phases of growth, from 4 x 4 up               `training.growth.make_schedule`
+ 5. In every phase read, augment and prefetch batches      `data.streams.TrainingStreams`
+ 6. update D, an encoder if asked for, then G              `training.step.TrainStep`
+ 7. keep checkpoints, curves, samples, signs of collapse   `training.loop`, `training.journal`
+ 8. Bind the averaged networks as functions                `model.Model`, `model.bind`
+ 9. Search the latent of every held-out image              `latent_search.search_latents`
+10. Fit calibration and thresholds on validation images    `scoring.calibration`
+11. Judge the test images: terms, maps, decisions          `scoring.scorer`, `scoring.maps`
+12. Write metrics, scores, pictures and the report         `evaluation.results.evaluate`
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 
+from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
-from jax_noisy_anogan.data.summary import pixel_statistics
-from jax_noisy_anogan.evaluation import held_out, results
+from jax_noisy_anogan.data import split_file
+from jax_noisy_anogan.data.dataset import Dataset, load_dataset
+from jax_noisy_anogan.data.gathering import Images, gather
+from jax_noisy_anogan.data.splits import Split, make_split
+from jax_noisy_anogan.data.summary import left_out_by_kind, pixel_statistics
+from jax_noisy_anogan.evaluation import held_out
+from jax_noisy_anogan.evaluation import results as results_lib
 from jax_noisy_anogan.evaluation.held_out import Measured
 from jax_noisy_anogan.model import Model
-from jax_noisy_anogan.runtime import files, parallel, processes, workdir
-from jax_noisy_anogan.scoring import calibration
-from jax_noisy_anogan.training import encoder, loop
+from jax_noisy_anogan.runtime import files, parallel, processes
+from jax_noisy_anogan.runtime import workdir as workdir_lib
+from jax_noisy_anogan.runtime.files import user_path
+from jax_noisy_anogan.scoring import calibration as calibration_lib
+from jax_noisy_anogan.scoring import detector
+from jax_noisy_anogan.scoring.detector import Detector
+from jax_noisy_anogan.scoring.tiles import tile_positions
+from jax_noisy_anogan.training import loop
 from jax_noisy_anogan.training import state as state_lib
+from jax_noisy_anogan.training.choices import choose, foretold
+from jax_noisy_anogan.training.estimate import in_words
+from jax_noisy_anogan.training.growth import make_schedule
 
 # Of the standard deviation that networks are told to expect: MNIST has 0.62 of it, drawn brushed
 # steel 0.11.
@@ -27,21 +56,58 @@ _FAINT = 0.25
 
 
 @contextlib.contextmanager
-def opened(config: Config, folder: Path) -> Iterator[None]:
+def opened(config: Config, folder: Path) -> Iterator[Config]:
     """Hold the folder of a run with these settings; one process does so for all.
 
+    What the settings leave to the data is chosen from it at the first start, and kept.
+
+    Yields:
+      The settings of the run.
+
     Raises:
-      WorkdirError: it is in use, or cannot be written.
+      DataError: the data set is missing or not as expected.
+      WorkdirError: the folder is in use, or cannot be written.
       ConfigError: it was started with other settings.
     """
+    if workdir_lib.has_trained(folder):
+        choices = workdir_lib.read_choices(folder)
+    else:
+        choices, remarks = choose(config)
+        for remark in remarks if jax.process_index() == 0 else ():
+            print(remark, file=sys.stderr)
+    config = workdir_lib.with_choices(config, choices)
     with contextlib.ExitStack() as held:
 
         def hold() -> None:
             held.enter_context(files.locked(folder))
-            workdir.settle_config(folder, config)
+            if workdir_lib.has_trained(folder):
+                # Kept by `split_of`, once the images turn out to be those of the run.
+                workdir_lib.changes_of(folder, config)
+                return
+            workdir_lib.settle_config(folder, config)
+            workdir_lib.write_choices(folder, choices)
 
         processes.on_first_process(hold)
-        yield
+        yield config
+
+
+def split_of(config: Config, folder: Path, dataset: Dataset) -> Split:
+    """The division that a run trained with, or a new one, which is kept with the run.
+
+    Changed settings of a run that has trained are kept only now: a folder with other images leaves
+    it as it was.
+
+    Raises:
+      DataError: an image of the run's split is missing, or a part would be empty.
+    """
+    path = folder / "split.json"
+    if workdir_lib.has_trained(folder):
+        split = split_file.read(path, dataset)
+        processes.on_first_process(lambda: workdir_lib.settle_config(folder, config))
+        return split
+    split = make_split(dataset, config.data)
+    processes.on_first_process(lambda: split_file.write(path, split, dataset))
+    return split
 
 
 class Trained(NamedTuple):
@@ -58,20 +124,56 @@ def run(config: Config, folder: Path, *, progress: bool = True) -> dict[str, Any
     Returns:
       What `metrics.json` holds.
     """
-    with opened(config, folder):
+    with opened(config, folder) as config:
         trained = _trained(config, folder, progress)
-        return results.evaluate(config, folder, *trained, progress=progress)
+        return results_lib.evaluate(config, folder, *trained, progress=progress)
+
+
+def fit(
+    normal: Images,
+    abnormal: Images = (),
+    *,
+    masks: Images | None = None,
+    workdir: str | Path,
+    minutes: float = 30.0,
+    changes: Sequence[str] = (),
+    progress: bool = True,
+) -> Detector:
+    """Train a detector on images, as `configs/folder.py` does; called again, it goes on.
+
+    Args:
+      normal: a folder of photographs of good parts, or a list of images: paths, arrays, images of
+        Pillow.
+      abnormal: the same of known defects; some of them train, some set the threshold, some test.
+      masks: where the defects are: a folder of files with the names of the abnormal images, or a
+        list with one image for each; above 0 is defective.
+      workdir: folder of the run; holds the report, and is what `load` opens later.
+      minutes: of training, on this machine.
+      changes: settings that differ from the config's, as in `["growth.resolution=128"]`.
+
+    Raises:
+      DataError: an image or folder is missing, or too few are given.
+      ConfigError: a change is no setting, or the run was started with other settings.
+      TrainingStoppedError: on SIGTERM or SIGINT, after a checkpoint.
+    """
+    folder = user_path(workdir, "workdir")
+    folder.mkdir(parents=True, exist_ok=True)
+    root = gather(folder / "images", normal=normal, abnormal=abnormal, masks=masks)
+    config = config_lib.read_file(config_lib.find("folder"))
+    config.data.root, config.train.minutes = str(root), minutes
+    run(config_lib.changed(config, changes), folder, progress=progress)
+    return detector.load(folder)
 
 
 def train(config: Config, folder: Path, *, progress: bool = True) -> Trained:
     """The first half of `run`."""
-    with opened(config, folder):
+    with opened(config, folder) as config:
         return _trained(config, folder, progress)
 
 
 def measure(config: Config, folder: Path, *, progress: bool = True) -> tuple[Trained, Measured]:
     """`run` without its files of results: for tables over many runs. In one process only."""
-    with opened(config, folder):
+    with opened(config, folder) as config:
         trained = _trained(config, folder, progress)
         return trained, held_out.measure(config, folder, *trained, progress=progress)
 
@@ -79,14 +181,50 @@ def measure(config: Config, folder: Path, *, progress: bool = True) -> tuple[Tra
 def _trained(config: Config, folder: Path, progress: bool) -> Trained:
     parallel.keep_compiled(config.train.compilation_cache_dir)
     dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=progress)
-    split = make_split(dataset, config.data)
-    calibration.require_normals(len(split.validation_normal))
+    _say_left_out(dataset)
+    split = split_of(config, folder, dataset)
+    calibration_lib.require_normals(len(split.validation_normal))
     _warn_of_faint_images(config, dataset, split)
-    processes.on_first_process(lambda: split.write(folder / "split.json"))
+    if progress and jax.process_index() == 0:
+        print(*_opening(config, folder, dataset, split), sep="\n", file=sys.stderr, flush=True)
     state = loop.train(config, folder, dataset, split, progress=progress)
-    trained = state_lib.model_of(config, state)
-    trained = encoder.fit(config, folder, dataset, split, trained, progress=progress)
-    return Trained(dataset, split, trained)
+    return Trained(dataset, split, state_lib.model_of(config, state))
+
+
+def _opening(config: Config, folder: Path, dataset: Dataset, split: Split) -> list[str]:
+    """Five lines about what is going to happen."""
+    schedule = make_schedule(config.growth)
+    step = min(workdir_lib.newest_step(folder), schedule.total_steps)
+    tile = config.growth.resolution
+    overlap = round(tile * config.score.tile_overlap)
+    shapes = Counter(dataset.shape(int(i)) for name in held_out.PARTS for i in split.part(name))
+    searched = sum(
+        count * len(tile_positions(*shape, tile, overlap)) for shape, count in shapes.items()
+    )
+    training, search = foretold(config, schedule, step, searched)
+    devices, known = jax.devices(), len(split.train_known_abnormal)
+    abnormal = int(split.is_abnormal[split.test].sum())
+    phases = ", ".join(phase.name for phase in schedule.phases if phase.end_step > step)
+    return [
+        f"device: {devices[0].device_kind}" + (f", {len(devices)} of them" * (len(devices) > 1)),
+        f"images: training {len(split.train_normal):,} normal and {known:,} known abnormal; "
+        f"validation {len(split.validation_normal):,} and "
+        f"{len(split.validation_known_abnormal):,}; test {len(split.test) - abnormal:,} and "
+        f"{abnormal:,}",
+        f"networks: up to {config.growth.resolution} x {config.growth.resolution} pixels; "
+        + (f"phases {phases}" if phases else "training has ended"),
+        f"time, roughly: {in_words(training)} of training, then {in_words(search)} of search; "
+        "programs are compiled first",
+        f"folder: {folder}"
+        + (f", goes on from step {step:,} of {schedule.total_steps:,}" * (step > 0)),
+    ]
+
+
+def _say_left_out(dataset: Dataset) -> None:
+    if dataset.left_out and jax.process_index() == 0:
+        logging.warning(
+            "left out %s (listed in %s)", left_out_by_kind(dataset), dataset.write_report()
+        )
 
 
 def _warn_of_faint_images(config: Config, dataset: Dataset, split: Split) -> None:

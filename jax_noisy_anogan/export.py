@@ -23,27 +23,43 @@ after an upgrade.
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
 from absl import flags
 
 from jax_noisy_anogan import cli
+from jax_noisy_anogan.runtime.files import user_path
 from jax_noisy_anogan.scoring.artefact import export_detector
+from jax_noisy_anogan.settings import ConfigError
 
 
 def main() -> None:
     """Define the flags and run the command."""
     workdir = cli.define_workdir("Folder of a finished run")
     out = flags.DEFINE_string("out", None, "Folder for the artefact; is created", required=True)
+    photograph = flags.DEFINE_string(
+        "photograph", "", "WIDTHxHEIGHT of the photographs to come, where data.fit=scale keeps it"
+    )
     onnx = flags.DEFINE_bool("onnx", False, "Also write generator and discriminator as ONNX")
 
     def call(arguments: list[str]) -> None:
         cli.no_arguments(arguments)
-        source, folder = (Path(f.value).expanduser() for f in (workdir, out))
-        path = export_detector(source, folder, onnx=onnx.value)
+        source = user_path(workdir.value, "--workdir")
+        folder = user_path(out.value, "--out")
+        path = export_detector(source, folder, photograph=_size(photograph.value), onnx=onnx.value)
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, how to load it: manifest.json")
 
     cli.run(call)
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    """Height and width, from what stands in `--photograph`."""
+    if not text:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if found is None:
+        raise ConfigError(f"--photograph={text}: expected width x height in pixels, as in 1280x960")
+    return int(found[2]), int(found[1])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jax_noisy_anogan.config import SearchConfig
-from jax_noisy_anogan.losses import SearchTerms, search_loss
+from jax_noisy_anogan.losses import Scalar, SearchTerms, search_loss
 from jax_noisy_anogan.networks import project_to_hypersphere, sample_latents
 
 Image = Float[Array, "height width channels"]
@@ -33,11 +33,13 @@ class Judgement(NamedTuple):
       normality: D(x) in [0, 1].
       logit: D(x) before it is squashed.
       features: f(x) of Eq. 3.
+      dense: the logit of every pixel; None unless D judges pixels.
     """
 
     normality: Float[Array, ""]
     logit: Float[Array, ""]
     features: Float[Array, "feature_h feature_w feature_c"]
+    dense: Float[Array, "height width"] | None = None
 
 
 class SearchResult(NamedTuple):
@@ -45,21 +47,17 @@ class SearchResult(NamedTuple):
 
     Attributes:
       latent: z_hat, on the hypersphere.
-      drawn: G(z_hat).
-      terms: Eq. 2 to 4, 24 and 25 at z_hat; `terms.total` is the paper's anomaly score.
-      judgement_logit: logit of D(x), of the image itself.
+      loss: L' of Eq. 24 at z_hat, the paper's anomaly score.
       curve: terms at every step, `[steps + 1]` each, of the best restart; None unless asked for.
     """
 
     latent: Latent
-    drawn: Image
-    terms: SearchTerms
-    judgement_logit: Float[Array, ""]
+    loss: Scalar
     curve: SearchTerms | None
 
 
 class Bank(NamedTuple):
-    """Drawn images whose latents are known, to begin searches at.
+    """Generated images whose latents are known, to begin searches at.
 
     Attributes:
       latents: on the hypersphere.
@@ -81,7 +79,7 @@ def make_optimizer(search: SearchConfig) -> optax.GradientTransformationExtraArg
     return optax.with_extra_args_support(factory(rate))
 
 
-def draw_bank(
+def generate_bank(
     generate: Callable[[Latent], Image],
     key: PRNGKeyArray,
     *,
@@ -90,7 +88,7 @@ def draw_bank(
     latent_size: int,
     batch_size: int,
 ) -> Bank:
-    """Draw `count` images from p_z, `batch_size` at once."""
+    """A bank of `count` images, their latents from p_z; `batch_size` are generated at once."""
     latents = sample_latents(key, prior, (count, latent_size))
     thumbnails = lax.map(lambda z: _thumbnail(generate(z)), latents, batch_size=batch_size)
     return Bank(latents, thumbnails)
@@ -100,7 +98,8 @@ def nearest(bank: Bank, x: Image, count: int) -> Float[Array, "count latent"]:
     """Latents of the bank's `count` images nearest to x by the squares of pixel differences.
 
     Squares, unlike the differences of Eq. 2, are a matrix product for many images: comparing an
-    image by Eq. 2 and 3 with 4,096 drawn ones took 35 ms, as long as 40 search steps (one core).
+    image by Eq. 2 and 3 with 4,096 generated ones took 35 ms on one core, as long as 40 search
+    steps.
     """
     products = jnp.matmul(bank.thumbnails, _thumbnail(x), precision=lax.Precision.HIGHEST)
     distances = jnp.square(bank.thumbnails).sum(axis=1) - 2.0 * products
@@ -124,7 +123,7 @@ def search_latents(
     prior: str,
     latent_size: int,
     optimizer: optax.GradientTransformationExtraArgs | None = None,
-    guess: Callable[[Image], Float[Array, "guesses latent"]] | None = None,
+    initial: Callable[[Image], Float[Array, "starts latent"]] | None = None,
 ) -> SearchResult:
     """Algorithm 1 for a batch of images.
 
@@ -134,49 +133,72 @@ def search_latents(
       images: on the pixel scale of training.
       key: draws the starting latents, the same ones for every image, so that a score depends on
         the image alone.
-      search: steps, step rule, restarts, lambda, reduction.
+      search: steps, step rule, restarts, lambda, reduction. With 0 steps and one restart the
+        initialisation is the answer, and nothing is computed to choose it.
       gamma: weight in Eq. 24; the one of training.
       prior: p_z of the starting latents, `uniform` or `normal`.
       optimizer: replaces the step rule that `search` names.
-      guess: latents on the hypersphere, at most `search.restarts`, that an image's first restarts
+      initial: latents on the hypersphere, at most `search.restarts`, that an image's first restarts
         begin at instead.
 
     Returns:
       For each image the best of all steps and restarts by Eq. 24.
     """
     optimizer = make_optimizer(search) if optimizer is None else optimizer
-    starts = sample_latents(key, prior, (search.restarts, latent_size))
+    drawn = sample_latents(key, prior, (search.restarts, latent_size))
 
     def search_one(x: Image) -> SearchResult:
-        judged = judge(x)
-        begin = starts
-        if guess is not None:
-            own = guess(x)
-            begin = jnp.concatenate([own, starts[len(own) :]])
-
-        def terms_at(z: Latent) -> SearchTerms:
-            drawn = generate(z)
-            judged_drawn = judge(drawn)
-            return search_loss(
-                x,
-                drawn,
-                judged.features,
-                judged_drawn.features,
-                judged_drawn.normality,
-                gamma=gamma,
-                feature_weight=search.feature_weight,
-                reduction=search.reduction,
-            )
-
-        found, totals, curves = jax.vmap(
-            lambda start: _descend(terms_at, start, optimizer, search)
-        )(begin)
-        best = jnp.argmin(totals)
-        latent = found[best]
-        curve = jax.tree.map(lambda leaf: leaf[best], curves)
-        return SearchResult(latent, generate(latent), terms_at(latent), judged.logit, curve)
+        own = drawn[:0] if initial is None else initial(x)
+        starts = jnp.concatenate([own, drawn[len(own) :]])
+        terms_at = _terms_at(generate, judge, x, search, gamma)
+        found = jax.vmap(lambda start: _descend(terms_at, start, optimizer, search))(starts)
+        best = jnp.argmin(found.loss) if search.restarts > 1 else 0
+        return jax.tree.map(lambda leaf: leaf[best], found)
 
     return jax.vmap(search_one)(images)
+
+
+def _terms_at(
+    generate: Callable[[Latent], Image],
+    judge: Callable[[Image], Judgement],
+    x: Image,
+    search: SearchConfig,
+    gamma: float,
+) -> Callable[[Latent], SearchTerms]:
+    """The terms of Eq. 24 for one image as a function of the latent; D judges x once."""
+    features = judge(x).features
+
+    def terms_at(z: Latent) -> SearchTerms:
+        generated = generate(z)
+        judged = judge(generated)
+        return search_loss(
+            x,
+            generated,
+            features,
+            judged.features,
+            judged.normality,
+            gamma=gamma,
+            feature_weight=search.feature_weight,
+            reduction=search.reduction,
+        )
+
+    return terms_at
+
+
+class _Descent(NamedTuple):
+    """A restart between two steps: where it is, and the best that it has seen."""
+
+    z: Latent
+    optimizer: optax.OptState
+    best: Latent
+    loss: Scalar
+
+    def seen(self, loss: Scalar) -> _Descent:
+        """The descent after L' at `z` is known."""
+        better = loss < self.loss
+        return self._replace(
+            best=jnp.where(better, self.z, self.best), loss=jnp.where(better, loss, self.loss)
+        )
 
 
 def _descend(
@@ -184,37 +206,29 @@ def _descend(
     start: Latent,
     optimizer: optax.GradientTransformationExtraArgs,
     search: SearchConfig,
-) -> tuple[Latent, Float[Array, ""], SearchTerms | None]:
-    """One restart: the best latent seen, its loss, and the curve if it is recorded."""
+) -> SearchResult:
+    """One restart."""
 
-    def total_at(z: Latent) -> Float[Array, ""]:
+    def loss_at(z: Latent) -> Scalar:
         return terms_at(z).total
 
-    def objective(z: Latent) -> tuple[Float[Array, ""], SearchTerms]:
+    def loss_and_terms_at(z: Latent) -> tuple[Scalar, SearchTerms]:
         terms = terms_at(z)
         return terms.total, terms
 
-    def keep_best(best, z, total):
-        best_z, best_total = best
-        better = total < best_total
-        return jnp.where(better, z, best_z), jnp.where(better, total, best_total)
-
-    def update(carry, _):
-        z, state, best = carry
-        (total, terms), gradient = jax.value_and_grad(objective, has_aux=True)(z)
-        best = keep_best(best, z, total)
+    def update(now: _Descent, _: None) -> tuple[_Descent, SearchTerms | None]:
+        (loss, terms), gradient = jax.value_and_grad(loss_and_terms_at, has_aux=True)(now.z)
+        now = now.seen(loss)
         step, state = optimizer.update(
-            gradient, state, z, value=total, grad=gradient, value_fn=total_at
+            gradient, now.optimizer, now.z, value=loss, grad=gradient, value_fn=loss_at
         )
-        z = project_to_hypersphere(optax.apply_updates(z, step))
-        return (z, state, best), terms if search.record_curve else None
+        z = project_to_hypersphere(optax.apply_updates(now.z, step))
+        return now._replace(z=z, optimizer=state), terms if search.record_curve else None
 
-    best = (start, jnp.asarray(jnp.inf))
-    (z, _, best), curve = lax.scan(
-        update, (start, optimizer.init(start), best), length=search.steps
-    )
-    last = terms_at(z)
-    latent, total = keep_best(best, z, last.total)
+    begin = _Descent(start, optimizer.init(start), start, jnp.asarray(jnp.inf))
+    end, curve = lax.scan(update, begin, length=search.steps)
+    last = terms_at(end.z)
+    end = end.seen(last.total)
     if search.record_curve:
-        curve = jax.tree.map(lambda steps, end: jnp.append(steps, end), curve, last)
-    return latent, total, curve
+        curve = jax.tree.map(jnp.append, curve, last)
+    return SearchResult(end.best, end.loss, curve)

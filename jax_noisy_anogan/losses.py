@@ -18,15 +18,16 @@ from jax_noisy_anogan.networks.layers import at_least_float32
 
 Logits = Float[Array, " batch"]
 Scalar = Float[Array, ""]
+Places = Float[Array, "batch height width"]
 Critic = Callable[[Float[Array, " batch *image"]], Logits]
 
 
-def log_normal(logits: Logits) -> Logits:
+def log_normal(logits: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
     """log D(x)."""
     return jax.nn.log_sigmoid(logits)
 
 
-def log_abnormal(logits: Logits) -> Logits:
+def log_abnormal(logits: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
     """log(1 - D(x))."""
     return jax.nn.log_sigmoid(-logits)
 
@@ -113,6 +114,50 @@ DISCRIMINATOR_LOSSES = {
 }
 
 
+def dense_discriminator_loss(
+    real: Places,
+    fake: Places,
+    abnormal: Places | None,
+    masks: Places | None,
+    *,
+    gamma: float,
+    objective: str,
+) -> DiscriminatorLoss:
+    """Eq. 15 or 18 with pixels in the place of images, negated.
+
+    p_d are the pixels of real images and, of abnormal ones, those outside the mask, half each; p_g
+    those of generated images; p_an those under the masks. Every abnormal image counts the same,
+    however large its defect is. Where no mask is known, it enters by the pixel that looks least
+    normal.
+
+    Args:
+      real, fake, abnormal: logits of every pixel.
+      masks: the defective share of every pixel of the abnormal images, in [0, 1]; empty (all 0)
+        where it is unknown.
+      objective: "equation_15" or "equation_18": a Wasserstein critic has no loss per pixel here.
+    """
+    real_weight = gamma if objective == "equation_15" else 1.0
+    normal = log_normal(real).mean()
+    fake_term = -gamma * log_abnormal(fake).mean()
+    abnormal_term = jnp.zeros(())
+    if abnormal is not None and masks is not None:
+        is_located = masks.any(axis=(1, 2))
+        outside = jnp.where(is_located, _mean_over(log_normal(abnormal), 1.0 - masks), 0.0)
+        normal = (normal + outside.mean()) / 2
+        inside = _mean_over(log_abnormal(abnormal), masks)
+        worst = log_abnormal(abnormal.min(axis=(1, 2)))
+        abnormal_term = -(1.0 - gamma) * jnp.where(is_located, inside, worst).mean()
+    real_term = -real_weight * normal
+    total = real_term + fake_term + abnormal_term
+    return DiscriminatorLoss(total, real_term, fake_term, abnormal_term)
+
+
+def _mean_over(values: Places, weights: Places) -> Float[Array, " batch"]:
+    """Weighted mean over the pixels of every image; 0 where nothing weighs."""
+    total = weights.sum(axis=(1, 2))
+    return (weights * values).sum(axis=(1, 2)) / jnp.where(total > 0, total, 1.0)
+
+
 def generator_loss_non_saturating(logits_fake: Logits) -> Scalar:
     """-E log D(G(z)): the usual replacement for minimising E log(1 - D(G(z))) of Eq. 1."""
     return -log_normal(logits_fake).mean()
@@ -189,7 +234,7 @@ def _absolute_sum(difference: Float[Array, "*shape"], reduction: str) -> Scalar:
 
 def residual_loss(
     x: Float[Array, "height width channels"],
-    drawn: Float[Array, "height width channels"],
+    generated: Float[Array, "height width channels"],
     reduction: str = "sum",
 ) -> Scalar:
     """L_R of Eq. 2: sum |x - G(z)|.
@@ -198,16 +243,16 @@ def residual_loss(
       reduction: `sum` (the paper) or `mean`, which keeps the balance between the terms of Eq. 24
         the same at every resolution.
     """
-    return _absolute_sum(x - drawn, reduction)
+    return _absolute_sum(x - generated, reduction)
 
 
 def feature_loss(
     features_x: Float[Array, "height width width_at"],
-    features_drawn: Float[Array, "height width width_at"],
+    features_generated: Float[Array, "height width width_at"],
     reduction: str = "sum",
 ) -> Scalar:
     """L_D of Eq. 3: sum |f(x) - f(G(z))| over an intermediate layer f of D."""
-    difference = at_least_float32(features_x) - at_least_float32(features_drawn)
+    difference = at_least_float32(features_x) - at_least_float32(features_generated)
     return _absolute_sum(difference, reduction)
 
 
@@ -216,9 +261,9 @@ def anogan_loss(residual: Scalar, feature: Scalar, feature_weight: float) -> Sca
     return (1.0 - feature_weight) * residual + feature_weight * feature
 
 
-def abnormality_loss(normality_drawn: Scalar) -> Scalar:
+def abnormality_loss(normality_generated: Scalar) -> Scalar:
     """L'_An of Eq. 25: |1 - D(G(z))|, with D in [0, 1]."""
-    return jnp.abs(1.0 - normality_drawn)
+    return jnp.abs(1.0 - normality_generated)
 
 
 def noisy_anogan_loss(anogan: Scalar, penalty: Scalar, gamma: float) -> Scalar:
@@ -228,19 +273,19 @@ def noisy_anogan_loss(anogan: Scalar, penalty: Scalar, gamma: float) -> Scalar:
 
 def search_loss(
     x: Float[Array, "height width channels"],
-    drawn: Float[Array, "height width channels"],
+    generated: Float[Array, "height width channels"],
     features_x: Float[Array, "height width width_at"],
-    features_drawn: Float[Array, "height width width_at"],
-    normality_drawn: Scalar,
+    features_generated: Float[Array, "height width width_at"],
+    normality_generated: Scalar,
     *,
     gamma: float,
     feature_weight: float,
     reduction: str = "sum",
 ) -> SearchTerms:
     """Every term of Eq. 24 for one image."""
-    residual = residual_loss(x, drawn, reduction)
-    feature = feature_loss(features_x, features_drawn, reduction)
+    residual = residual_loss(x, generated, reduction)
+    feature = feature_loss(features_x, features_generated, reduction)
     anogan = anogan_loss(residual, feature, feature_weight)
-    penalty = abnormality_loss(normality_drawn)
+    penalty = abnormality_loss(normality_generated)
     total = noisy_anogan_loss(anogan, penalty, gamma)
     return SearchTerms(total, anogan, residual, feature, penalty)

@@ -13,14 +13,20 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
+
+from jax_noisy_anogan.runtime.files import written
 
 DIFFERENCES = "inferno"
 HEAT = "turbo"
 CONTOUR = (255, 255, 255)
+# Longest side of a thumbnail in pixels.
+THUMBNAIL = 240
 NORMAL_COLOUR, ABNORMAL_COLOUR = "#2f6fb5", "#d1495b"
 _OPACITY = 0.75
 _PAPER = 255
+# Pixels that are blended at once.
+_BAND = 2**20
 _FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 Pictures = UInt8[np.ndarray, "n height width channels"]
@@ -84,6 +90,13 @@ def rows_of_images(rows: Sequence[Pictures], labels: Sequence[str]) -> ColourPic
     return np.asarray(sheet)
 
 
+def on_paper(picture: Picture, height: int, width: int) -> Picture:
+    """A picture with white at its right and below, up to this size."""
+    missing = (height - picture.shape[0], width - picture.shape[1])
+    margins = [*((0, more) for more in missing), (0, 0)]
+    return np.pad(picture, margins, constant_values=_PAPER)
+
+
 def as_rgb(images: UInt8[np.ndarray, "*batch channels"]) -> UInt8[np.ndarray, "*batch 3"]:
     """Grey images with their one channel three times; RGB images as they are."""
     return np.broadcast_to(images, (*images.shape[:-1], 3))
@@ -110,7 +123,7 @@ def difference_image(
 def overlay(
     image: Picture, map: Map, *, low: float, high: float, contour_at: float | None = None
 ) -> ColourPicture:
-    """A heatmap over an image of the same size; where the map is low, the image shows through.
+    """A heatmap over an image of the same size; where it is low or nan, the image shows through.
 
     Args:
       image: grey or RGB.
@@ -123,9 +136,13 @@ def overlay(
     """
     if image.shape[:2] != map.shape:
         raise ValueError(f"an image of {image.shape[:2]} under a map of {map.shape}: same size")
-    opacity = _OPACITY * _relative(map, low, high)[..., None]
-    heat = colour(map, low=low, high=high, name=HEAT)
-    blended = ((1 - opacity) * as_rgb(image) + opacity * heat).round().astype(np.uint8)
+    blended = np.empty((*map.shape, 3), np.uint8)
+    rows = max(1, _BAND // map.shape[1])
+    for band in (slice(start, start + rows) for start in range(0, len(map), rows)):
+        values = np.nan_to_num(map[band], nan=low)
+        opacity = _OPACITY * _relative(values, low, high)[..., None]
+        heat = colour(values, low=low, high=high, name=HEAT)
+        blended[band] = ((1 - opacity) * as_rgb(image[band]) + opacity * heat).round()
     return blended if contour_at is None else outlined(blended, map > contour_at)
 
 
@@ -134,23 +151,28 @@ def outlined(
     mask: Bool[np.ndarray, "height width"],
     *,
     line: tuple[int, int, int] = CONTOUR,
+    width: int = 0,
 ) -> ColourPicture:
-    """The image with the regions of `mask` outlined, just outside so that they stay visible."""
-    width = max(1, round(max(mask.shape) / 256))
-    around = ndimage.binary_dilation(mask, np.ones((3, 3), bool), iterations=width)
+    """The image with the regions of `mask` outlined, just outside so that they stay visible.
+
+    Args:
+      width: of the line in pixels; 0 chooses it by the image's size.
+    """
+    width = width or max(1, round(max(mask.shape) / 256))
+    around = ndimage.maximum_filter(mask, size=2 * width + 1)
     picture = as_rgb(image).copy()
     picture[around & ~mask] = line
     return picture
 
 
 def difference_histogram_figure(
-    differences_normal: Float[np.ndarray, "n height width"],
-    differences_abnormal: Float[np.ndarray, "m height width"],
+    differences_normal: Float[np.ndarray, "*normal"],
+    differences_abnormal: Float[np.ndarray, "*abnormal"],
 ) -> Figure:
     """Fig. 5: how the pixel difference is distributed over the pixels of each class's images.
 
     Args:
-      differences_normal, differences_abnormal: in [0, 2]; one of them may hold no image.
+      differences_normal, differences_abnormal: of every pixel, in [0, 2]; one of them may be empty.
 
     Returns:
       Shares of pixels on a logarithmic axis, so that the few pixels of a defect can be seen.
@@ -180,14 +202,31 @@ def difference_histogram_figure(
 
 def save_png(path: Path, array: UInt8[np.ndarray, "height width *channels"]) -> None:
     """Write a grey (one or no channel) or RGB picture, losslessly."""
-    Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).save(path, format="PNG")
+    picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    with written(path) as file:
+        picture.save(file, format="PNG")
+
+
+def save_thumbnail(path: Path, picture: Picture, *, side: int = THUMBNAIL) -> None:
+    """Write a picture as JPEG, no side longer than `side` pixels."""
+    small = Image.fromarray(as_rgb(picture))
+    small.thumbnail((side, side), Image.Resampling.BOX)
+    with written(path) as file:
+        small.save(file, format="JPEG", quality=85)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, with 120 pixels an inch."""
+    with written(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def save_float_tiff(path: Path, map: Map) -> None:
     """Write a map as one 32-bit float per pixel."""
-    Image.fromarray(np.asarray(map, np.float32)).save(
-        path, format="TIFF", compression="tiff_adobe_deflate"
-    )
+    with written(path) as file:
+        Image.fromarray(np.asarray(map, np.float32)).save(
+            file, format="TIFF", compression="tiff_adobe_deflate"
+        )
 
 
 def _relative(

@@ -9,37 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from pathlib import Path
 from types import ModuleType
 
 from absl import flags
 
 from jax_noisy_anogan import cli
+from jax_noisy_anogan.config import ConfigError
+from jax_noisy_anogan.reproduction import deep_sad_sweeps as deep_sad
 from jax_noisy_anogan.reproduction import (
-    deep_sad_sweeps,
     figure1,
     figure3,
     figure4,
     figure5,
     figure6,
-    mnist_table,
     runner,
     table1,
     table2,
 )
+from jax_noisy_anogan.reproduction import mnist_table as mnist
 from jax_noisy_anogan.reproduction.cells import Bench, Cell
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.runtime.files import user_path
 
 # `cells(bench)` lists what is to compute, `results(bench)` makes tables of what is computed.
 EXPERIMENTS: dict[str, ModuleType] = {
     "table1": table1,
     "figure3": figure3,
     "figure6": figure6,
-    "mnist": mnist_table,
+    "mnist": mnist,
     "figure1": figure1,
     "figure4": figure4,
     "figure5": figure5,
-    "deep-sad": deep_sad_sweeps,
+    "deep-sad": deep_sad,
     "table2": table2,
 }
 ROOTS = ("mnist", "ir_mnist", "caltech256")
@@ -57,7 +57,7 @@ _SEEDS = flags.DEFINE_list("seeds", [], "Seeds of splits and training; repeats o
 _FEATURES = flags.DEFINE_string(
     "features",
     "",
-    "Table 2: an .npz of `features` and `ids` for subspace methods, or discriminator",
+    "Table 2: an .npz of `features` and `ids`, such as VGG-16's, for subspace methods; else pixels",
 )
 _BUDGET = flags.DEFINE_float(
     "time_budget_s", 0.0, "Stop after so long with exit code 75; the same command goes on"
@@ -68,8 +68,8 @@ _WORKER = flags.DEFINE_integer("worker", 0, "Number of this process among them; 
 
 def main(arguments: list[str]) -> None:
     bench = Bench(
-        out=Path(_OUT.value).expanduser(),
-        configs=Path(_CONFIGS.value).expanduser(),
+        out=user_path(_OUT.value, "--out"),
+        configs=user_path(_CONFIGS.value, "--configs"),
         roots={name: flag.value for name, flag in _FOLDERS.items() if flag.value},
         cache_dir=_CACHE.value,
         quick=_QUICK.value,

@@ -5,10 +5,9 @@ Run again, the same command goes on where it was stopped.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jax_noisy_anogan import cli, experiment
 from jax_noisy_anogan.config import validate
+from jax_noisy_anogan.runtime.files import user_path
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir("Folder of the run; created, or continued if it is one")
@@ -17,11 +16,11 @@ cli.define_processes()
 
 def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments)
-    folder = Path(_WORKDIR.value).expanduser()
+    folder = user_path(_WORKDIR.value, "--workdir")
     results = experiment.run(validate(_CONFIG.value), folder)
     if results:  # only the first process has any
         cli.print_results(results)
-        print(f"results: {folder / 'report.html'}, {folder / 'metrics.json'}")
+        cli.print_next(folder)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,23 @@
 """Eight virtual CPU devices, strict shapes, parsed flags, and one finished run for every test."""
 
 import os
+import tempfile
 
 import jax
 import pytest
 from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Compiled programs are shared by all workers and by the commands that tests start: the first
+# process that comes here makes the folder, and the others inherit its name.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # A silent broadcast between ranks is nearly always a bug in the networks or the losses.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain and TFDS read flags; outside `absl.app.run` they must be told that nothing is to parse.
@@ -16,22 +27,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """Config and folder of a run on digits: one update of 8 x 8 networks, then evaluated.
+    """Config and folder of a run on digits: one update of 8 x 8 networks with encoder; evaluated.
 
     Tests that write into the folder copy it first.
     """
+    import tiny
+
     from jax_noisy_anogan import config as config_lib
     from jax_noisy_anogan import experiment
 
     root = tmp_path_factory.mktemp("finished")
-    config = config_lib.Config(
+    config = tiny.config(
         data=config_lib.DataConfig(cache_dir=str(root / "cache"), max_test_images=40),
-        network=config_lib.NetworkConfig(fmap_base=64, fmap_max=8, latent_size=8),
         growth=config_lib.GrowthConfig(
-            start_resolution=8, resolution=8, final_images=32, minibatch_default=32, minibatch={}
+            start_resolution=8, resolution=8, final_images=32, minibatch_default=32
         ),
-        search=config_lib.SearchConfig(steps=4, batch_size=64),
-        train=config_lib.TrainConfig(sample_images=4),
+        search=config_lib.SearchConfig(steps=4, batch_size=8),
+        train=config_lib.TrainConfig(sample_images=4, encoder=True),
     )
-    experiment.run(config_lib.validate(config), root / "run", progress=False)
+    experiment.run(config, root / "run", progress=False)
     return config, root / "run"

@@ -19,14 +19,10 @@ from jax_noisy_anogan.baselines import (
     r_graph,
     reaper,
 )
-from jax_noisy_anogan.baselines.features import (
-    array_features,
-    load_features,
-    pixel_features,
-)
+from jax_noisy_anogan.baselines.features import array_features, load_features, pixel_features
 from jax_noisy_anogan.baselines.linear_algebra import principal_coordinates
-from jax_noisy_anogan.data import DataError
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import ConfigError
+from jax_noisy_anogan.errors import DataError
 
 DIMENSION = 4
 
@@ -183,13 +179,45 @@ def test_beyond_their_bounds_one_part_vanishes(coordinates):
 # --- DPCP -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("find", [dpcp.normals_by_reweighting, dpcp.normals_by_subgradients])
-def test_dpcp_normals_are_orthogonal_to_the_planted_span(coordinates, find):
+def test_dpcp_normals_are_orthogonal_to_the_planted_span(coordinates):
     inliers = np.asarray(coordinates.columns)[:, OUTLYING == 0]
     count = len(inliers) - DIMENSION
-    normals = np.asarray(find(coordinates.columns, count).normals)
+    normals = np.asarray(dpcp.normals_by_reweighting(coordinates.columns, count).normals)
     np.testing.assert_allclose(normals.T @ normals, np.eye(count), atol=1e-8)
     assert np.abs(normals.T @ inliers).max() < 1e-5
+
+
+def _distances(normals, x):
+    return np.linalg.norm(normals.T @ x, axis=0)
+
+
+def test_dpcp_normals_minimise_the_sum_of_distances():
+    # Inliers off their subspace, so that no distance vanishes and the objective is smooth: at its
+    # minimum every small rotation of the normals raises it.
+    rng = np.random.default_rng(0)
+    rows = ROWS + 0.1 * rng.normal(size=ROWS.shape)
+    with jax.enable_x64(True):
+        x = np.asarray(principal_coordinates(jnp.asarray(rows), None).columns)
+        count = len(x) - DIMENSION
+        found = dpcp.normals_by_reweighting(jnp.asarray(x), count, tolerance=1e-14, max_steps=2000)
+        normals = np.asarray(found.normals)
+    least = _distances(normals, x).sum()
+    assert found.objective == pytest.approx(least, rel=1e-12)
+    for _ in range(200):
+        turned = np.linalg.qr(normals + 1e-3 * rng.normal(size=normals.shape))[0]
+        assert _distances(turned, x).sum() > least
+    # The gradient on the sphere of bases, by its definition.
+    gradient = (x / _distances(normals, x)) @ (x.T @ normals)
+    tangent = gradient - normals @ (normals.T @ gradient)
+    assert np.linalg.norm(tangent) < 1e-5 * np.linalg.norm(gradient)
+
+
+def test_dpcp_scores_are_distances():
+    with jax.enable_x64(True):
+        x = np.asarray(principal_coordinates(jnp.asarray(ROWS), None).columns)
+        normals = dpcp.normals_by_reweighting(jnp.asarray(x), len(x) - DIMENSION).normals
+    scores = SUBSPACE["DPCP"](ROWS, dimension=DIMENSION, components=None)
+    np.testing.assert_allclose(scores, _distances(np.asarray(normals), x), atol=1e-6)
 
 
 # --- self-expression --------------------------------------------------------------------------
@@ -315,7 +343,7 @@ BAD_SETTINGS = {
     "CoP": {"norm": 3},
     "REAPER": {"dimension": 20},
     "LRR": {"weight": -1.0},
-    "DPCP": {"solver": "lp"},
+    "DPCP": {"dimension": 0},
     "R-graph": {"alpha": 0.5},
     "Outlier Pursuit": {"components": 0},
     "l1-thresholding": {"miss_weight": 0.0},

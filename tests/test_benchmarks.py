@@ -13,10 +13,10 @@ import pytest
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.latent_search import Judgement, search_latents
-from jax_noisy_anogan.networks import NetworkParams, build_networks, convolution, sample_latents
+from jax_noisy_anogan.networks import build_networks, convolution, sample_latents
 from jax_noisy_anogan.networks.pixels import to_float_images
 from jax_noisy_anogan.training.state import init_state, make_optimizer
-from jax_noisy_anogan.training.step import make_train_step, penalty_weight
+from jax_noisy_anogan.training.step import TrainStep, penalty_weight
 
 torch = pytest.importorskip("torch", reason="the twin needs the extra `bench`")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -109,11 +109,11 @@ def test_the_twin_takes_the_same_step(stage, objective):
     alpha, key = 0.6, jax.random.key(6)
 
     optimizer = make_optimizer(optim)
-    step = make_train_step(networks, optimizer, loss=loss, prior="uniform", ema_decay=0.9)
+    step = TrainStep(networks, optimizer, loss=loss, prior="uniform", ema_decay=0.9)
     state = init_state(networks, optimizer, key).replace(
         params=params,
         average=params,
-        optimizer=NetworkParams(*(optimizer.init(tree) for tree in params)),
+        optimizer=params.map(optimizer.init),
     )
     state, metrics = jax.jit(step)(state, real, abnormal, jnp.float32(alpha), key)
     keys = [jax.random.fold_in(jax.random.fold_in(key, 0), index) for index in range(BATCH)]
@@ -175,7 +175,7 @@ def test_the_twin_searches_the_same(reduction):
         gamma=GAMMA,
         stddev=STDDEV,
     )
-    _assert_close(found.terms.total, totals)
+    _assert_close(found.loss, totals)
     _assert_close(found.latent, latents, 1e-3)
 
 

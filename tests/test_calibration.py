@@ -7,17 +7,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from jax_noisy_anogan.scoring import calibration as calibration_lib
+from jax_noisy_anogan.scoring import maps as maps_lib
 from jax_noisy_anogan.scoring.calibration import (
     CALIBRATED,
+    FEWEST_NORMALS,
     Calibration,
     CalibrationError,
-    best_f1_threshold,
     fit,
+)
+from jax_noisy_anogan.scoring.thresholds import (
+    best_f1_threshold,
+    fit_thresholds,
     quantile_threshold,
+    rate_interval,
     youden_threshold,
 )
 
@@ -33,7 +40,8 @@ def _fit(normal, abnormal=None, *, rule="best_f1", rate=0.05):
     else:
         columns = np.atleast_2d(np.transpose(abnormal))
         abnormal = {f"t{k}": column for k, column in enumerate(columns)}
-    return fit(normal, abnormal, rule=rule, false_positive_rate=rate), normal, abnormal
+    found = fit(normal, abnormal, rule=rule, false_positive_rate=rate)
+    return found.calibration, normal, abnormal
 
 
 def _every_cut(normal, abnormal):
@@ -44,15 +52,123 @@ def _every_cut(normal, abnormal):
 
 @settings(deadline=None)
 @given(SCORES, st.floats(0.001, 0.999))
-def test_the_quantile_is_the_smallest_score_that_at_most_the_rate_exceeds(normal, rate):
-    fits = [s for s in normal if np.count_nonzero(normal > s) <= rate * len(normal) + 1e-9]
-    assert quantile_threshold(normal, rate) == min(fits)
+def test_the_quantile_is_the_lowest_score_that_a_further_image_exceeds_at_most_at_the_rate(
+    normal, rate
+):
+    found = quantile_threshold(normal, rate)
+    # Among n + 1 exchangeable scores the new one is above s with the chance of one more than are.
+    above = [np.count_nonzero(normal > s) for s in normal]
+    limit = rate * (len(normal) + 1) + 1e-9
+    fits = [s for s, count in zip(normal, above, strict=True) if count + 1 <= limit]
+    if fits:
+        assert found == min(fits)
+    else:
+        assert found >= normal.max()
 
 
 def test_rates_that_floating_point_misses_are_counted_exactly():
-    scores = np.random.default_rng(0).permutation(100) * 1.0
+    scores = np.random.default_rng(0).permutation(99) * 1.0
     for percent in range(1, 100):
-        assert np.count_nonzero(scores > quantile_threshold(scores, percent / 100)) == percent
+        found = quantile_threshold(scores, percent / 100)
+        assert np.count_nonzero(scores >= found) == percent
+
+
+@pytest.mark.parametrize("count", [4, 9, 18, 19, 40, 52, 200])
+def test_fresh_scores_exceed_the_quantile_as_often_as_asked_for_however_few_set_it(count):
+    """Exponential tails exactly below 19 images, any below 5 % from there on, within 4 errors."""
+    rng = np.random.default_rng(count)
+    rates = [
+        stats.expon.sf(quantile_threshold(rng.exponential(size=count), 0.05)) for _ in range(2000)
+    ]
+    error = 4 * np.std(rates) / np.sqrt(len(rates))
+    expected = 0.05 if count < 19 else int(0.05 * (count + 1)) / (count + 1)
+    assert np.mean(rates) == pytest.approx(expected, abs=error)
+    # Lighter tails than the exponential one: fewer, never more.
+    rates = [stats.norm.sf(quantile_threshold(rng.normal(size=count), 0.05)) for _ in range(2000)]
+    assert 0.01 < np.mean(rates) < 0.05 + error
+
+
+def test_the_interval_of_a_rate_is_that_of_clopper_and_pearson():
+    assert rate_interval(0, 9) == pytest.approx((0.0, 1 - 0.025 ** (1 / 9)))
+    assert rate_interval(9, 9) == pytest.approx((0.025 ** (1 / 9), 1.0))
+    low, high = rate_interval(3, 52)
+    assert stats.binom.sf(2, 52, low) == pytest.approx(0.025)
+    assert stats.binom.cdf(3, 52, high) == pytest.approx(0.025)
+    found = fit_thresholds(np.arange(40.0), np.zeros(0), rule="quantile", false_positive_rate=0.1)
+    flagged = np.count_nonzero(np.arange(40.0) > found.chosen)
+    assert (found.rate_low, found.rate_high) == rate_interval(flagged, 40)
+
+
+def test_one_abnormal_image_decides_no_threshold():
+    normal = np.arange(30.0)
+    found = fit_thresholds(normal, np.array([100.0]), rule="best_f1", false_positive_rate=0.05)
+    assert found.chosen == found.quantile
+    assert found.best_f1 is None
+    two = fit_thresholds(normal, np.array([99.0, 100.0]), rule="best_f1", false_positive_rate=0.05)
+    assert two.chosen == two.best_f1 == 29 + 70 / 3
+
+
+def _world(rng, count):
+    """Maps and two further terms of normal images: loud and quiet pixels, exponential tails."""
+    loud = np.where(np.arange(12) < 6, 0.2, 1.0)
+    maps = loud * rng.gamma(2.0, 0.3, (count, 12, 12))
+    return maps.astype(np.float32), rng.gumbel(size=count), rng.normal(5.0, 2.0, size=count)
+
+
+def _terms_by_maps(moments, maps, *columns, own=False):
+    heights = [
+        float(maps_lib.calibrated_map(m, moments.calibration(m if own else None), sigma=1.0).max())
+        for m in maps
+    ]
+    return {"local": np.array(heights), "a": columns[0], "b": columns[1]}
+
+
+@pytest.mark.parametrize("count", [9, 20, 40])
+def test_fresh_normal_images_are_flagged_as_often_as_asked_for(count):
+    """From maps to decisions, on images that nothing was fitted to; 5 % nominal."""
+    rates = {name: [] for name in (CALIBRATED, "local")}
+    for seed in range(24):
+        rng = np.random.default_rng((count, seed))
+        moments = maps_lib.MapMoments(sigma=1.0)
+        seen, fresh = _world(rng, count), _world(rng, 60)
+        for one in seen[0]:
+            moments.add(one)
+        terms = _terms_by_maps(moments, *seen, own=True)
+        found = fit(
+            terms, dict.fromkeys(terms, NONE), rule="quantile", false_positive_rate=0.05
+        ).calibration
+        new = _terms_by_maps(moments, *fresh)
+        for name, scores in {**new, CALIBRATED: found.calibrated(new)}.items():
+            if name in rates:
+                rates[name].append(np.mean(scores > found.thresholds[name].chosen))
+    for name, values in rates.items():
+        error = np.std(values, ddof=1) / np.sqrt(len(values))
+        # Without cross-fitting `local` is at 0.75 with 9 images and at 0.2 with 40.
+        assert np.mean(values) < 0.05 + 3 * error, name
+        assert np.mean(values) > 0.005, name
+
+
+def test_scores_of_validation_images_come_from_fits_that_have_not_seen_them():
+    rng = np.random.default_rng(5)
+    normal = {name: rng.normal(size=12) for name in "ab"}
+    none = dict.fromkeys(normal, NONE)
+    settings = {"rule": "quantile", "false_positive_rate": 0.05}
+    found = fit(normal, none, **settings)
+    # An outlier is judged by the others alone: its distance from them does not blow up the scale.
+    far = {name: np.append(values, 1e3) for name, values in normal.items()}
+    outlier = fit(far, none, **settings)
+    assert outlier.normal[-1] - np.median(outlier.normal[:-1]) > 100
+    assert outlier.calibration.calibrated({k: v[-1:] for k, v in far.items()})[0] < 5
+    assert len(found.normal) == 12
+
+
+def test_two_terms_that_cancel_in_a_few_images_do_not_make_the_scale_explode():
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        first = rng.normal(size=4)
+        found, *_ = _fit(np.stack([first, -first + 1e-9 * rng.normal(size=4)], axis=1))
+        # The mean of two terms counts as if it deviated by half of what independent ones do.
+        np.testing.assert_allclose(found.weights, 0.5 / (0.5 / np.sqrt(2)), rtol=1e-6)
 
 
 @settings(deadline=None)
@@ -112,7 +228,9 @@ def test_weights_are_those_of_scikit_learn_where_its_optimum_is_positive():
     np.testing.assert_allclose(found.intercept, peer.intercept_[0], rtol=1e-4)
     columns = {f"t{k}": column for k, column in enumerate(abnormal.T)}
     np.testing.assert_allclose(
-        found.probability(columns), peer.predict_proba(x[len(normal) :])[:, 1], rtol=1e-4
+        1 / (1 + np.exp(-found.calibrated(columns))),
+        peer.predict_proba(x[len(normal) :])[:, 1],
+        rtol=1e-4,
     )
 
 
@@ -145,7 +263,8 @@ def test_few_abnormal_images_leave_the_weight_with_the_learned_term_and_many_do_
 
     def weights(count, learned):
         parts = ({f"t{k}": part[:, k] for k in range(3)} for part in (normal, abnormal[:count]))
-        return fit(*parts, rule="quantile", false_positive_rate=0.05, learned=learned).weights
+        found = fit(*parts, rule="quantile", false_positive_rate=0.05, learned=learned)
+        return found.calibration.weights
 
     few, many = weights(2, "t0"), weights(400, "t0")
     assert few[0] > 0.5 > weights(2, "")[0]
@@ -158,13 +277,40 @@ def test_without_abnormal_images_the_quantile_decides_and_one_half_lies_there(ru
     normal = np.random.default_rng(1).gamma(2.0, size=(200, 3)) * [1, 50, 0.01]
     found, columns, _ = _fit(normal, rule=rule, rate=0.1)
     score = found.calibrated(columns)
-    assert np.mean(found.is_abnormal(columns)) == pytest.approx(0.1)
+    assert np.mean(found.is_abnormal(columns)) == pytest.approx(0.1, abs=0.02)
     assert found.thresholds[CALIBRATED].chosen == pytest.approx(0.0, abs=1e-12)
-    assert np.count_nonzero(np.abs(found.probability(columns) - 0.5) < 1e-9) == 1
     assert score.std(ddof=1) == pytest.approx(1.0)
     # All terms weigh the same in standard deviations.
     np.testing.assert_allclose(np.array(found.weights), found.weights[0])
     assert all(t.best_f1 is None and t.youden is None for t in found.thresholds.values())
+
+
+def test_trusted_terms_decide_alone_until_defects_are_known():
+    rng = np.random.default_rng(6)
+    normal = {name: rng.normal(size=40) for name in "abc"}
+    known = {name: rng.normal(3.0, size=30) for name in "abc"}
+    asked = {"rule": "quantile", "false_positive_rate": 0.05}
+    without = fit(normal, dict.fromkeys(normal, NONE), trusted=("b", "c"), **asked)
+    first, second, third = without.calibration.weights
+    assert first == 0.0 < second == third
+    mean = np.mean([(normal[n] - normal[n].mean()) / normal[n].std(ddof=1) for n in "bc"], axis=0)
+    wanted = mean / mean.std(ddof=1) + without.calibration.intercept
+    np.testing.assert_allclose(without.calibration.calibrated(normal), wanted)
+    with_known = fit(normal, known, trusted=("b",), **asked)
+    assert with_known.calibration == fit(normal, known, **asked).calibration
+
+
+def test_a_single_trusted_term_decides_at_its_own_threshold_whatever_one_normal_image_is():
+    values = np.random.default_rng(7).normal(size=13)
+    values[4] = 15.0
+    normal = {"a": values, "b": np.zeros(13)}
+    none = {"a": NONE, "b": NONE}
+    asked = {"rule": "quantile", "false_positive_rate": 0.05}
+    found = fit(normal, none, trusted=("a",), **asked).calibration
+    limit = found.thresholds["a"].chosen
+    assert 15.0 < limit < 25.0  # one further image in 14 lies above the largest
+    around = {"a": limit + np.array([-1e-6, 1e-6]), "b": np.zeros(2)}
+    assert found.is_abnormal(around).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("rule", ["best_f1", "youden"])
@@ -178,23 +324,42 @@ def test_useless_or_few_abnormal_images_never_flag_every_normal_one(rule):
         for name, values in columns.items():
             assert np.mean(values > found.thresholds[name].chosen) < 1
     # The best F1 itself is still told.
+    found, *_ = _fit(normal, normal - 9.0, rule=rule)
     assert found.thresholds["t0"].best_f1 < normal[:, 0].min()
 
 
-def test_probability_stays_in_0_to_1_and_rises_with_the_score():
+def test_anomaly_is_one_half_at_the_threshold_and_rises_with_the_score():
     found, *_ = _fit(*_logistic_data())
+    chosen = found.thresholds[CALIBRATED].chosen
+    around = np.array([np.nextafter(chosen, -np.inf), chosen, np.nextafter(chosen, np.inf)])
+    assert found.to_anomaly(around)[1] == 0.5
+    assert (found.to_anomaly(around) > 0.5).tolist() == [False, False, True]
+    # By hand: one, nine and ninety-nine times the scale above the threshold, and three below.
+    steps = np.array([1.0, 9.0, 99.0, -3.0])
+    wanted = [0.75, 0.95, 0.995, 0.125]
+    np.testing.assert_allclose(found.to_anomaly(chosen + steps * found.scale), wanted, rtol=1e-9)
     values = np.concatenate([[-1e300, -1e9], np.linspace(-60, 60, 997), [1e9, 1e300]])
     columns = dict.fromkeys(("t0", "t1", "t2"), values)
     with np.errstate(over="raise", invalid="raise"):
-        p = found.probability(columns)
+        p = found.anomaly(columns)
     assert p.min() >= 0
     assert p.max() <= 1
     assert (np.diff(p) >= 0).all()
-    # Strictly, until 1 - p falls below what float64 resolves.
-    inner = p[(p > 1e-200) & (p < 1 - 1e-12)]
-    assert len(inner) > 100
-    assert (np.diff(inner) > 0).all()
+    assert (np.diff(p[1:-1]) > 0).all()
+    strong = found.to_anomaly(chosen + np.arange(10.0, 101.0, 10.0) * found.scale)
+    assert len(np.unique(strong.round(4))) == 10
     np.testing.assert_array_equal(found.is_abnormal(columns, 0.25), p > 0.25)
+    np.testing.assert_array_equal(found.is_abnormal(columns), found.calibrated(columns) > chosen)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1.0])
+def test_the_scale_of_anomaly_never_vanishes(spread):
+    """Normal images that all but agree: those at the median are not at anomaly 0."""
+    normal = 5.0 + spread * np.random.default_rng(3).normal(size=(30, 2))
+    found, columns, _ = _fit(normal, np.array([[9.0, 9.0], [10.0, 11.0]]))
+    chosen, middle = found.thresholds[CALIBRATED].chosen, np.median(found.calibrated(columns))
+    assert found.scale >= 0.099 * abs(chosen - middle)
+    assert 0.04 < np.median(found.anomaly(columns)) < 0.5
 
 
 def test_a_constant_term_does_not_divide_by_zero():
@@ -212,10 +377,13 @@ def test_json_keeps_every_figure(tmp_path, with_abnormal):
 
 
 def test_too_few_or_unusable_validation_images_are_one_clear_error():
-    with pytest.raises(CalibrationError, match=r"1 normal .*config\.data\.validation_fraction"):
-        _fit(np.ones((1, 2)))
+    few = FEWEST_NORMALS - 1
+    with pytest.raises(
+        CalibrationError, match=rf"{few} normal .*config\.data\.validation_fraction"
+    ):
+        _fit(np.ones((few, 2)))
     with pytest.raises(CalibrationError, match="not finite"):
-        _fit(np.array([[1.0, np.nan], [2.0, 3.0]]))
+        _fit(np.array([[1.0, np.nan], [2.0, 3.0], [2.0, 4.0], [3.0, 1.0]]))
 
 
 def test_a_broken_file_names_itself_and_what_to_do(tmp_path):
@@ -231,6 +399,7 @@ def test_a_broken_file_names_itself_and_what_to_do(tmp_path):
         json.dumps(values | {"weights": ["a", "b", "c"]}).encode(),
         json.dumps(values | {"thresholds": {}}).encode(),
         json.dumps({k: v for k, v in values.items() if k != "std"}).encode(),
+        json.dumps(values | {"scale": 0.0}).encode(),
     ]
     for content in (None, *broken):
         if content is not None:
@@ -240,3 +409,12 @@ def test_a_broken_file_names_itself_and_what_to_do(tmp_path):
         ) as error:
             Calibration.load(path)
         assert "\n" not in str(error.value)
+
+
+def test_a_calibration_without_the_scale_of_anomaly_asks_for_an_evaluation(tmp_path):
+    values = asdict(_fit(*_logistic_data())[0])
+    del values["scale"]
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(CalibrationError, match=r"scale is missing.*evaluate --workdir"):
+        Calibration.load(path)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from jax_noisy_anogan.runtime import checkpoint as checkpoint_lib
-from jax_noisy_anogan.runtime import parallel
+from jax_noisy_anogan.runtime import checkpoint, parallel
 from jax_noisy_anogan.runtime.checkpoint import CheckpointError, Checkpoints, Position
 
 STEPS = (4, 8, 12)
@@ -249,10 +248,18 @@ def test_a_failing_disk_is_one_line_that_says_what_to_do(saved, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     with Checkpoints(folder) as checkpoints:
-        monkeypatch.setattr(checkpoint_lib.ocp.CheckpointManager, "save", no_room)
+        monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", no_room)
         with pytest.raises(CheckpointError) as e:
             checkpoints.save(_position(16), _state(16), {})
     for part in ("the disk is full", "step 12", "make room", "same command"):
         assert part in str(e.value)
     assert "\n" not in str(e.value)
     _holds(_restore(folder), 12)
+
+
+def test_a_folder_is_read_by_a_path_with_dots_and_through_a_link(saved, tmp_path):
+    (tmp_path / "link").symlink_to(saved)
+    (tmp_path / "notebooks").mkdir()
+    for folder in (saved.parent / "notebooks" / ".." / saved.name, tmp_path / "link"):
+        restored = _restore(folder, read_only=True)
+        assert restored.position == _position(STEPS[-1])

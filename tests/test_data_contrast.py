@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import load_dataset
+from jax_noisy_anogan.config import ConfigError, DataConfig, SyntheticConfig
+from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.preprocess import local_contrast, prepared
-from jax_noisy_anogan.settings import ConfigError
 
 
 def from_the_equation(image, deviation):
@@ -67,13 +66,11 @@ def test_a_plain_image_stays_plain_and_zero_changes_nothing():
 def test_records_hold_what_a_detector_prepares(tmp_path):
     config = DataConfig(
         name="synthetic",
-        synthetic_side=48,
-        synthetic_images=6,
-        synthetic_abnormal_images=2,
+        synthetic=SyntheticConfig(images=6, abnormal_images=2),
         cache_dir=str(tmp_path),
     )
-    plain = load_dataset(dataclasses.replace(config, synthetic_side=0), resolution=32)
-    changed = dataclasses.replace(config, synthetic_side=0, local_contrast=0.1)
+    plain = load_dataset(config, resolution=32)
+    changed = dataclasses.replace(config, local_contrast=0.1)
     normalised = load_dataset(changed, resolution=32)
     assert plain.path != normalised.path
     for index in range(len(plain)):

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import DataError, ir_mnist, load_dataset, make_split, synthetic
+from jax_noisy_anogan.config import DataConfig, IrMnistConfig, SyntheticConfig
+from jax_noisy_anogan.data import ir_mnist, synthetic
+from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.data.splits import make_split
+from jax_noisy_anogan.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +16,7 @@ def puzzles(tmp_path_factory):
     config = DataConfig(
         name="ir_mnist",
         cache_dir=str(tmp_path_factory.mktemp("cache")),
-        generated_images=12,
-        generated_abnormal_images=6,
-        abnormal_digit=3,
+        ir_mnist=IrMnistConfig(generated_images=12, generated_abnormal_images=6, abnormal_digit=3),
     )
     return config, load_dataset(config, resolution=256, progress=False)
 
@@ -59,7 +60,7 @@ def test_abnormal_puzzles_are_tested_or_known(puzzles):
 
 def test_the_seed_chooses_the_puzzles():
     def first(seed):
-        config = DataConfig(name="ir_mnist", generated_images=1, source_seed=seed)
+        config = DataConfig(name="ir_mnist", ir_mnist=IrMnistConfig(generated_images=1, seed=seed))
         return ir_mnist.generated(None, config).examples[0].cells
 
     np.testing.assert_array_equal(first(1), first(1))
@@ -167,10 +168,12 @@ def test_large_surfaces_keep_their_defects_small(texture):
 
 
 def test_synthetic_surfaces_depend_on_seed_and_number_only(tmp_path):
-    config = DataConfig(name="synthetic", synthetic_images=3, synthetic_abnormal_images=4)
-    more = DataConfig(name="synthetic", synthetic_images=3, synthetic_abnormal_images=8)
-    first = synthetic.synthetic(config, resolution=32).examples
-    again = synthetic.synthetic(more, resolution=32).examples
+    first, again = (
+        synthetic.synthetic(
+            DataConfig(synthetic=SyntheticConfig(images=3, abnormal_images=count)), resolution=32
+        ).examples
+        for count in (4, 8)
+    )
     for a, b in zip(first, again, strict=False):
         np.testing.assert_array_equal(a.load().image, b.load().image)
     assert len({example.load().image.tobytes() for example in again}) == 11

@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import DataError, load_dataset, make_split
-from jax_noisy_anogan.data.decode import decode_image, decode_mask
+from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.data.decode import Pixels, decode_image, decode_mask
 from jax_noisy_anogan.data.examples import BadImageError
+from jax_noisy_anogan.data.splits import make_split
+from jax_noisy_anogan.errors import DataError
 
 LIMIT = 10**6
 
@@ -36,7 +38,7 @@ def _save(path, array, **settings):
 
 
 def _decode(path, channels=1):
-    return decode_image(path, channels=channels, max_pixels=LIMIT).image
+    return decode_image(path, Pixels(channels, LIMIT)).image
 
 
 def test_eight_bit_grey_is_unchanged(tmp_path):
@@ -252,6 +254,32 @@ def test_mvtec_classes_parts_and_masks(tmp_path):
     assert not dataset.masks(np.flatnonzero(dataset.labels == 0), 16).any()
 
 
+@pytest.mark.parametrize(
+    ("fit", "frame"), [("stretch", (40, 90)), ("crop", (40, 40)), ("pad", (90, 90))]
+)
+def test_a_mask_is_kept_in_its_own_pixels_though_it_vanishes_at_the_network_s(tmp_path, fit, frame):
+    root = tmp_path / "data"
+    for number in range(4):
+        _save(root / f"normal/{number}.png", _noise(40, 90, number))
+        _save(root / f"abnormal/{number}.png", _noise(40, 90, 10 + number))
+    for number, place in enumerate([(17, 44), (3, 2), None, (39, 50)]):
+        mask = np.zeros((40, 90), np.uint8)
+        if place:
+            mask[place] = 255
+        _save(root / f"masks/{number}.png", mask)
+    dataset = _load(root, tmp_path, fit=fit)
+    abnormal = [dataset.ids.index(f"abnormal/{number}.png") for number in range(4)]
+    assert not dataset.masks(abnormal, 16).any()
+    top, left = {"stretch": (0, 0), "crop": (0, -25), "pad": (25, 0)}[fit]
+    for index, place in zip(abnormal, [(17, 44), (3, 2), None, (39, 50)], strict=True):
+        expected = np.zeros(frame, bool)
+        if place and place[1] + left >= 0:
+            expected[place[0] + top, place[1] + left] = True
+        np.testing.assert_array_equal(dataset.own_mask(index), expected)
+    assert dataset.own_mask(dataset.ids.index("normal/1.png")).shape == frame
+    assert not dataset.own_mask(dataset.ids.index("normal/1.png")).any()
+
+
 def test_plain_layout_pairs_masks_by_name_and_keeps_unlabeled_images_apart(tmp_path):
     config = _config(_plain(tmp_path / "data"), tmp_path)
     dataset = load_dataset(config, resolution=16, progress=False)
@@ -292,15 +320,23 @@ def _folder_faults():
     def empty_class(root):
         (root / "test/dent").mkdir()
 
-    def link_out(root):
-        outside = _save(root.parent / "outside.png", _noise(20, 30, 998))
-        (root / "test/good/901.png").symlink_to(outside)
-
     def broken_link(root):
         (root / "test/good/902.png").symlink_to(root / "nowhere.png")
 
-    def folder_in_class(root):
-        (root / "train/good/more").mkdir()
+    def defects_in_normal(root):
+        _save(root / "train/good/Defect 2/903.png", _noise(20, 30, 993))
+
+    def unlabeled_in_test(root):
+        _save(root / "test/Unlabelled/907.png", _noise(20, 30, 992))
+
+    def layout_in_test(root):
+        _save(root / "test/ground-truth/908.png", _noise(20, 30, 991))
+
+    def unknown_folder(root):
+        _save(root / "rejects_of_may/909.png", _noise(20, 30, 990))
+
+    def second_mask_beside(root):
+        _save(root / "test/hole/001_label.png", np.zeros((20, 30), np.uint8))
 
     def defect_in_train(root):
         _save(root / "train/hole/000.png", _noise(20, 30, 997))
@@ -338,9 +374,12 @@ def _folder_faults():
         (same_name, "same name", "001.png"),
         (same_content, "same content", "900.png"),
         (empty_class, "holds no image", "dent"),
-        (link_out, "link out", "901.png"),
         (broken_link, "cannot be read", "902.png"),
-        (folder_in_class, "a folder", "more"),
+        (defects_in_normal, "contradicts the folder around it, good", "Defect 2"),
+        (unlabeled_in_test, "means unlabeled", "Unlabelled"),
+        (layout_in_test, "means masks", "ground-truth"),
+        (unknown_folder, "holds images but is no folder of this layout", "rejects_of_may"),
+        (second_mask_beside, "a second mask", "001_mask.png"),
         (defect_in_train, "only hold", "hole"),
         (class_number_mask, "must be white", "001_mask.png"),
         (second_mask, "a second mask", "001_mask.png"),
@@ -377,7 +416,7 @@ def test_equal_images_of_one_class_and_part_count_once(tmp_path):
     dataset = _load(root, tmp_path)
     assert len(dataset) == 20
     assert [item.reason for item in dataset.left_out] == [
-        "same content as train/good/003.png, of the same class and part"
+        "same content, class and part as another: train/good/003.png"
     ]
 
 
@@ -405,7 +444,7 @@ def test_notes_and_unknown_folders_are_listed_but_end_nothing(tmp_path):
     ("make", "message"),
     [
         (lambda root: None, "not a folder"),
-        (lambda root: root.mkdir(), "none of the folders"),
+        (lambda root: root.mkdir(), "holds no image"),
         (lambda root: root.write_text("file"), "not a folder"),
         (lambda root: (root / "train/good").mkdir(parents=True), "holds no image"),
     ],
@@ -466,11 +505,11 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypat
     monkeypatch.setattr(writing, "PART_BYTES", 16 * 16 * 5)
     decode, decoded = image_folder.decode_image, []
 
-    def interrupted(path, **settings):
+    def interrupted(path, pixels):
         decoded.append(path)
         if len(decoded) == 13:
             raise KeyboardInterrupt
-        return decode(path, **settings)
+        return decode(path, pixels)
 
     monkeypatch.setattr(image_folder, "decode_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -488,16 +527,16 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypat
 KILLED = """
     import sys, time
     from jax_noisy_anogan.config import DataConfig
-    from jax_noisy_anogan.data import builders, image_folder, load_dataset, records
+    from jax_noisy_anogan.data import builders, image_folder, load_dataset, writing
 
     root, cache, slow = sys.argv[1:]
-    records.PART_BYTES = 16 * 16 * 5
+    writing.PART_BYTES = 16 * 16 * 5
     decode = image_folder.decode_image
     write = builders.ImageFolder._generate_examples
 
-    def slow_decoding(path, **settings):
+    def slow_decoding(path, pixels):
         time.sleep(0.05)
-        return decode(path, **settings)
+        return decode(path, pixels)
 
     def slow_writing(self, encoded, resolution):
         time.sleep(0.2)
@@ -525,7 +564,7 @@ def test_a_killed_preparation_goes_on_and_ends_like_an_undisturbed_one(tmp_path,
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    (folder,) = cache.iterdir()
+    (folder,) = cache.glob("image_folder-*")
     assert not (folder / "dataset.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("part_*.json")}
     assert len(finished) >= 2

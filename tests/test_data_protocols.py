@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import DataError
+from jax_noisy_anogan.config import Caltech256Config, DataConfig
 from jax_noisy_anogan.data.splits import PARTS, Examples, caltech, layout, one_class
+from jax_noisy_anogan.errors import DataError
 
 # LeCun, Cortes, Burges: digits of the 60,000 training and 10,000 test images together.
 MNIST_COUNTS = (6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958)
@@ -44,10 +44,8 @@ def _splits():
         yield f"mnist {digit} {contamination}", one_class(_examples(MNIST_COUNTS), config)
     for held_out, repeat, contamination in itertools.product((True, False), range(3), (0.0, 0.05)):
         config = DataConfig(
-            categories=3,
-            repeat=repeat,
+            caltech256=Caltech256Config(categories=3, repeat=repeat, held_out=held_out),
             known_abnormal_count=50,
-            held_out=held_out,
             contamination=contamination,
         )
         name = f"caltech {'held out' if held_out else 'transductive'} {repeat} {contamination}"
@@ -135,11 +133,11 @@ def test_contamination_is_a_share_of_the_unlabelled_images():
 
 PROTOCOLS = {
     "mnist": (one_class, _examples(MNIST_COUNTS), "1", {}),
-    "caltech held out": (caltech, _caltech_examples(), "113.thing", {"held_out": True}),
-    "caltech transductive": (caltech, _caltech_examples(), "113.thing", {}),
-    "caltech, little clutter": (caltech, _caltech_examples(clutter=300), "257.clutter", {}),
-    "folder": (layout, _folder_examples(), "scratch", {}),
-    "puzzles": (layout, _puzzle_examples(), "abnormal", {}),
+    "caltech held out": (caltech, _caltech_examples(), "113.thing", True),
+    "caltech transductive": (caltech, _caltech_examples(), "113.thing", False),
+    "caltech, little clutter": (caltech, _caltech_examples(clutter=300), "257.clutter", False),
+    "folder": (layout, _folder_examples(), "scratch", False),
+    "puzzles": (layout, _puzzle_examples(), "abnormal", False),
 }
 
 
@@ -147,13 +145,12 @@ PROTOCOLS = {
 @pytest.mark.parametrize("contamination", [0.0, 0.06])
 @pytest.mark.parametrize("ratio", [0.02, 0.1])
 def test_shares_of_known_and_hidden_images_are_those_of_deep_sad(protocol, contamination, ratio):
-    divide, examples, known_class, changes = PROTOCOLS[protocol]
+    divide, examples, known_class, held_out = PROTOCOLS[protocol]
     config = DataConfig(
-        categories=4,
+        caltech256=Caltech256Config(categories=4, held_out=held_out),
         known_abnormal_ratio=ratio,
         known_abnormal_classes=(known_class,),
         contamination=contamination,
-        **changes,
     )
     split = divide(examples, config)
     known, unlabelled = len(split.train_known_abnormal), len(split.train_normal)
@@ -170,7 +167,8 @@ def test_shares_of_known_and_hidden_images_are_those_of_deep_sad(protocol, conta
 def test_caltech_tests_exactly_half_outliers_from_clutter(categories, repeat, held_out):
     examples = _caltech_examples()
     config = DataConfig(
-        categories=categories, repeat=repeat, held_out=held_out, known_abnormal_count=50
+        caltech256=Caltech256Config(categories=categories, repeat=repeat, held_out=held_out),
+        known_abnormal_count=50,
     )
     split = caltech(examples, config)
     tested = examples.labels[split.test]
@@ -180,8 +178,29 @@ def test_caltech_tests_exactly_half_outliers_from_clutter(categories, repeat, he
     assert np.bincount(tested)[:256].max() <= 150
 
 
+@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize("clutter", [827, 300])
+def test_caltech_takes_the_first_images_of_its_categories(held_out, clutter):
+    examples = _caltech_examples(clutter)
+    config = DataConfig(
+        known_abnormal_count=50, caltech256=Caltech256Config(categories=5, held_out=held_out)
+    )
+    split = caltech(examples, config)
+    parts = [split.train_normal, split.validation_normal, split.test]
+    normal = np.unique(np.concatenate(parts))
+    normal = normal[~split.is_abnormal[normal]]
+    for label in np.unique(examples.labels[normal]):
+        members = np.flatnonzero(examples.labels == label)
+        chosen = normal[examples.labels[normal] == label]
+        assert chosen.max() < members[0] + min(150, len(members))
+        # Clutter that is too small limits the images tested, not their order.
+        if not held_out:
+            assert chosen.tolist() == members[: len(chosen)].tolist()
+    assert np.bincount(examples.labels)[:256].max() > 150  # the last ones would be others
+
+
 def test_caltech_known_images_leave_the_test_pool():
-    config = DataConfig(categories=1, known_abnormal_count=50)
+    config = DataConfig(known_abnormal_count=50)
     split = caltech(_caltech_examples(), config)
     known = np.concatenate([split.train_known_abnormal, split.validation_known_abnormal])
     assert len(known) == 50
@@ -196,15 +215,18 @@ def test_caltech_transductive_tests_its_training_images_and_says_so():
 
 def test_caltech_repeats_choose_other_categories():
     examples = _caltech_examples()
+    configs = [DataConfig(caltech256=Caltech256Config(repeat=repeat)) for repeat in range(3)]
     chosen = {
-        tuple(np.unique(examples.labels[caltech(examples, DataConfig(repeat=r)).train_normal]))
-        for r in range(3)
+        tuple(np.unique(examples.labels[caltech(examples, config).train_normal]))
+        for config in configs
     }
     assert len(chosen) == 3
 
 
 def test_caltech_with_little_clutter_stays_at_half():
-    split = caltech(_caltech_examples(clutter=300), DataConfig(categories=5))
+    split = caltech(
+        _caltech_examples(clutter=300), DataConfig(caltech256=Caltech256Config(categories=5))
+    )
     assert split.is_abnormal[split.test].mean() == 0.5
 
 
@@ -239,8 +261,7 @@ def test_impossible_settings_name_themselves(config, message):
         one_class(_examples((100, 50, 50)), config)
 
 
-def test_a_written_split_reads_back_as_json(tmp_path):
+def test_a_split_as_json_names_the_images_of_every_part():
     split = SPLITS["folder 0.1"]
-    split.write(tmp_path / "split.json")
-    read = json.loads((tmp_path / "split.json").read_text())
+    read = json.loads(json.dumps(split.to_json()))
     assert read["parts"]["test"] == [split.ids[i] for i in split.test]

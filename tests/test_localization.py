@@ -1,4 +1,4 @@
-"""Maps against SciPy and NumPy, regions against hand-made ones, tiles against the whole image."""
+"""Maps against SciPy and NumPy, tiles against the whole image."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from jax_noisy_anogan.data.frame import enlarged
+from jax_noisy_anogan.data.preprocess import pad_to_tile
 from jax_noisy_anogan.scoring import maps as maps_lib
 from jax_noisy_anogan.scoring import tiles as tiles_lib
 
@@ -18,7 +20,7 @@ def test_the_pixel_difference_is_the_mean_over_channels():
     np.testing.assert_array_equal(maps_lib.pixel_difference(ones, -ones), np.full((2, 2), 2.0))
 
 
-def test_the_evidence_is_that_of_integrated_gradients_in_closed_form():
+def test_the_attribution_is_that_of_integrated_gradients_in_closed_form():
     rng = np.random.default_rng(3)
     x, drawn, weight, curve = rng.normal(size=(4, 5, 6, 2)).astype(np.float32)
 
@@ -28,11 +30,11 @@ def test_the_evidence_is_that_of_integrated_gradients_in_closed_form():
     # The gradient is linear along the line, so that the midpoint rule is exact.
     expected = np.abs(weight * (x - drawn) + curve * (x**2 - drawn**2)).sum(axis=-1)
     np.testing.assert_allclose(
-        maps_lib.evidence(logit, x, drawn, steps=3), expected, rtol=1e-4, atol=1e-5
+        maps_lib.attribution(logit, x, drawn, steps=3), expected, rtol=1e-4, atol=1e-5
     )
 
 
-def test_the_evidence_of_a_curved_verdict_adds_up_to_the_difference_of_verdicts():
+def test_the_attribution_of_a_curved_logit_adds_up_to_the_difference_of_logits():
     rng = np.random.default_rng(4)
     drawn = rng.normal(size=(5, 6, 1)).astype(np.float32)
     x = drawn + np.abs(rng.normal(size=drawn.shape)).astype(np.float32)
@@ -41,7 +43,7 @@ def test_the_evidence_of_a_curved_verdict_adds_up_to_the_difference_of_verdicts(
     def logit(image):  # rising in every pixel, so that no part cancels another
         return jnp.tanh((weight * image).sum())
 
-    total = maps_lib.evidence(logit, x, drawn, steps=64).sum()
+    total = maps_lib.attribution(logit, x, drawn, steps=64).sum()
     np.testing.assert_allclose(total, logit(x) - logit(drawn), rtol=1e-3)
 
 
@@ -61,20 +63,49 @@ def _normal_maps(count=200, seed=0):
     return maps.astype(np.float32)
 
 
+def _fit(maps, *, without=None, **settings):
+    moments = maps_lib.MapMoments(**settings)
+    for one in maps:
+        moments.add(one)
+    return moments.calibration(without)
+
+
+@pytest.mark.parametrize("per_pixel", [True, False])
+def test_statistics_without_a_map_are_those_of_the_other_maps(per_pixel):
+    maps = _normal_maps(6) ** 2
+    for number in (0, 3, 5):
+        left = _fit(maps, without=maps[number], sigma=1.0, per_pixel=per_pixel)
+        others = _fit(np.delete(maps, number, axis=0), sigma=1.0, per_pixel=per_pixel)
+        np.testing.assert_allclose(left.mean, others.mean, rtol=1e-5)
+        np.testing.assert_allclose(left.std, others.std, rtol=1e-4)
+
+
+def test_an_enlarged_map_keeps_its_place_and_is_linear_between_pixels():
+    heat = np.zeros((4, 6), np.float32)
+    heat[1, 2] = 1.0
+    large = enlarged(heat, (40, 120))
+    assert large.shape == (40, 120)
+    y, x = np.unravel_index(np.argmax(large), large.shape)
+    assert (y // 10, x // 20) == (1, 2)
+    ramp = np.broadcast_to(np.arange(6.0), (4, 6))
+    inner = enlarged(ramp, (8, 60))[:, 10:50]
+    np.testing.assert_allclose(np.diff(inner, axis=1), 0.1, atol=1e-6)
+
+
 def test_the_statistics_are_those_of_numpy():
     maps = _normal_maps(30)
     smoothed = ndimage.gaussian_filter(maps.astype(float), (0, 1, 1))
-    found = maps_lib.fit_map_calibration(iter(maps), sigma=1.0)
+    found = _fit(iter(maps), sigma=1.0)
     variance = ndimage.gaussian_filter(smoothed.var(axis=0), 1) + 0.01 * smoothed.var(axis=0).mean()
     np.testing.assert_allclose(found.mean, smoothed.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.std, np.sqrt(variance), rtol=1e-4)
-    found = maps_lib.fit_map_calibration(maps, sigma=1.0, per_pixel=False)
+    found = _fit(maps, sigma=1.0, per_pixel=False)
     np.testing.assert_allclose(found.mean, smoothed.mean(), rtol=1e-5)
     np.testing.assert_allclose(found.std, np.sqrt(1.01 * smoothed.var()), rtol=1e-5)
 
 
 def test_normal_maps_are_standard_and_quiet_pixels_reveal_small_defects():
-    calibration = maps_lib.fit_map_calibration(_normal_maps(), sigma=1.0)
+    calibration = _fit(_normal_maps(), sigma=1.0)
     new = _normal_maps(50, seed=1)
     calibrated = maps_lib.calibrated_map(new, calibration, sigma=1.0)
     assert np.abs(calibrated.mean()) < 0.05
@@ -92,14 +123,14 @@ def test_normal_maps_are_standard_and_quiet_pixels_reveal_small_defects():
 def test_a_pixel_that_never_changed_raises_no_infinite_alarm():
     maps = _normal_maps(20)
     maps[:, :, :16] = 0.0
-    calibration = maps_lib.fit_map_calibration(maps, sigma=0.0)
+    calibration = _fit(maps, sigma=0.0)
     heat = maps_lib.calibrated_map(maps[0] + 0.01, calibration, sigma=0.0)
     expected = 0.01 / (0.1 * np.sqrt(maps.var(axis=0).mean()))
     np.testing.assert_allclose(heat[:, :16], expected, rtol=1e-4)
 
 
 def test_calibrations_that_cannot_be_are_refused():
-    fit = maps_lib.fit_map_calibration
+    fit = _fit
     with pytest.raises(ValueError, match="no map"):
         fit([], sigma=1.0)
     with pytest.raises(ValueError, match="use per_pixel=False"):
@@ -111,21 +142,6 @@ def test_calibrations_that_cannot_be_are_refused():
     calibration = fit(np.arange(32.0).reshape(2, 4, 4), sigma=1.0)
     with pytest.raises(ValueError, match="equal sizes"):
         maps_lib.calibrated_map(jnp.zeros((5, 5)), calibration, sigma=1.0)
-
-
-def test_the_box_surrounds_the_largest_region():
-    heat = np.zeros((8, 10))
-    heat[1, 1:4] = 9.0  # 3 pixels, the strongest
-    heat[4, 5] = heat[5, 6] = heat[6, 7] = heat[6, 8] = 1.0  # 4 pixels, touching at corners
-    assert maps_lib.largest_region(heat, 0.5) == (5, 4, 4, 3)
-    assert maps_lib.largest_region(heat, 1.0) == (1, 1, 3, 1)
-    assert maps_lib.largest_region(heat, 9.0) is None
-
-
-def test_the_first_of_equal_regions_wins():
-    heat = np.zeros((6, 6))
-    heat[4:, 4:] = heat[:2, 1:3] = 1.0
-    assert maps_lib.largest_region(heat, 0.5) == maps_lib.Box(1, 0, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +187,7 @@ def test_blending_hides_the_seam():
 
 def test_small_images_are_continued_by_reflection():
     image = np.arange(3.0)[:, None] * np.ones((1, 4))
-    padded = tiles_lib.pad_to_tile(image, 6)
+    padded = pad_to_tile(image, 6)
     assert padded.shape == (6, 6)
     assert padded[:, 0].tolist() == [0, 1, 2, 1, 0, 1]
 

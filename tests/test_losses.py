@@ -12,9 +12,8 @@ import scipy.optimize
 import scipy.spatial.distance
 
 from jax_noisy_anogan import losses
-from jax_noisy_anogan.config import OBJECTIVES, Config, LossConfig, validate
+from jax_noisy_anogan.config import OBJECTIVES, Config, ConfigError, LossConfig, validate
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.settings import ConfigError
 
 LOGITS = st.lists(st.floats(-30.0, 30.0), min_size=1, max_size=5).map(np.array)
 GAMMAS = st.floats(0.01, 1.0)

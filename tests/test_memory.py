@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jax_noisy_anogan.config import Config, GrowthConfig, LossConfig, validate
+from jax_noisy_anogan.config import Config, ConfigError, GrowthConfig, LossConfig, validate
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.runtime.parallel import (
     AXIS,
@@ -19,10 +19,9 @@ from jax_noisy_anogan.runtime.parallel import (
     replicate,
     shard,
 )
-from jax_noisy_anogan.settings import ConfigError
 from jax_noisy_anogan.training.growth import make_schedule
 from jax_noisy_anogan.training.state import init_state, networks_of
-from jax_noisy_anogan.training.step import make_train_step
+from jax_noisy_anogan.training.step import TrainStep
 
 BATCH, GROUP, RESOLUTION = 8, 4, 8
 SGD = optax.sgd(0.5)
@@ -62,7 +61,7 @@ def _bytes(seed, batch=BATCH):
 
 
 def _step(loss, axis_name=None, **how):
-    return make_train_step(
+    return TrainStep(
         _networks(**how), SGD, loss=loss, prior="uniform", ema_decay=0.9, axis_name=axis_name
     )
 
@@ -181,8 +180,11 @@ def test_the_settings_reach_the_networks_of_their_resolutions():
     ("settings", "message"),
     [
         ({"microbatch": {"20": 1}}, r"growth\.microbatch is '20': expected resolutions"),
-        ({"microbatch": {"16": 0}}, r"growth\.microbatch\[16\] is 0: expected at least 1"),
-        ({"rematerialize_from": 20}, r"growth\.rematerialize_from is 20: expected a power of two"),
+        ({"microbatch": {"16": 0}}, r"growth\.microbatch\[16\] is 0: expected from 1"),
+        (
+            {"rematerialize_from": 20},
+            r"growth\.rematerialize_from is 20: expected 0, or a power of two",
+        ),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

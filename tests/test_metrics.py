@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from jax_noisy_anogan.evaluation import metrics, pixel_metrics
-from jax_noisy_anogan.scoring import calibration
+from jax_noisy_anogan.scoring.thresholds import decide
 
 
 def _scores(seed=0, count=60):
@@ -41,7 +41,7 @@ def test_metrics_equal_their_definitions():
 
 
 def test_a_score_at_the_threshold_is_normal():
-    assert calibration.decide(np.array([0.5, 0.6]), 0.5).tolist() == [False, True]
+    assert decide(np.array([0.5, 0.6]), 0.5).tolist() == [False, True]
     found = metrics.image_metrics(np.array([0.5, 0.6]), np.array([False, True]), threshold=0.5)
     assert found.f1_at_threshold == 1.0
     found = metrics.image_metrics(np.array([0.5, 0.6]), np.array([False, True]), threshold=0.6)
@@ -84,6 +84,13 @@ def test_each_class_is_judged_against_all_normal_images():
     assert found["dent"].f1_at_threshold == pytest.approx(2 / 3)
 
 
+def _bootstrap_interval(statistic, *arrays, strata=None, seed, resamples, level=0.95):
+    """Percentile bootstrap of any statistic, one resample after another."""
+    drawn = metrics.bootstrap_samples(len(arrays[0]), strata, seed, resamples)
+    values = [statistic(*(array[chosen] for array in arrays)) for chosen in drawn]
+    return metrics.percentiles(values, level)
+
+
 def test_image_intervals_are_those_of_the_plain_bootstrap():
     scores, is_abnormal = _scores()
     settings = {"seed": 3, "resamples": 30}
@@ -95,7 +102,7 @@ def test_image_intervals_are_those_of_the_plain_bootstrap():
         lambda s, y: f1_score(y, s > 0.5),
     ]
     for interval, statistic in zip(found, plain, strict=True):
-        expected = metrics.bootstrap_interval(
+        expected = _bootstrap_interval(
             statistic, scores, is_abnormal, strata=is_abnormal, **settings
         )
         np.testing.assert_allclose(interval, expected, rtol=1e-12)
@@ -103,7 +110,7 @@ def test_image_intervals_are_those_of_the_plain_bootstrap():
 
 def test_the_bootstrap_of_a_mean_has_the_textbook_width():
     sample = np.random.default_rng(0).normal(size=400)
-    low, high = metrics.bootstrap_interval(np.mean, sample, seed=1, resamples=4000, level=0.9)
+    low, high = _bootstrap_interval(np.mean, sample, seed=1, resamples=4000, level=0.9)
     half = 1.645 * sample.std() / 20
     assert (low, high) == pytest.approx(
         (sample.mean() - half, sample.mean() + half), abs=0.06 * half
@@ -113,7 +120,7 @@ def test_the_bootstrap_of_a_mean_has_the_textbook_width():
 def test_strata_keep_their_sizes():
     strata = np.array([0, 1, 1, 2])
     sizes = []
-    metrics.bootstrap_interval(
+    _bootstrap_interval(
         lambda s: sizes.append(np.bincount(s).tolist()) or 0.0,
         strata,
         strata=strata,
@@ -128,6 +135,15 @@ def test_a_thousand_resamples_of_ten_thousand_images_are_quick():
     started = time.process_time()
     metrics.image_intervals(scores, is_abnormal, threshold=0.5, seed=0)
     assert time.process_time() - started < 10
+
+
+def _pixel_auroc(maps, masks):
+    return roc_auc_score(np.ravel(masks), np.ravel(maps))
+
+
+def _aupro(maps, masks, max_fpr=0.3):
+    """Per-region overlap by its definition, over all thresholds."""
+    return _brute_aupro(np.asarray(maps), np.asarray(masks), max_fpr)
 
 
 def _maps(seed=0, count=6, side=24, digits=1):
@@ -179,21 +195,28 @@ def _brute_aupro(maps, masks, max_fpr):
 
 
 @pytest.mark.parametrize("max_fpr", [0.05, 0.3, 1.0])
-def test_exact_pixel_metrics_equal_their_definitions(max_fpr):
-    maps, masks = _maps()
+def test_pixel_metrics_of_few_distinct_values_equal_their_definitions(max_fpr):
+    maps, masks = _maps(digits=0)
     assert sum(len(_regions(mask)) for mask in masks) > 4
-    expected = _brute_aupro(maps, masks, max_fpr)
-    assert pixel_metrics.aupro(maps, masks, max_fpr=max_fpr) == pytest.approx(expected, rel=1e-12)
-    expected = roc_auc_score(masks.ravel(), maps.ravel())
-    assert pixel_metrics.pixel_auroc(maps, masks) == pytest.approx(expected, rel=1e-12)
+    found = _counted(maps, masks, max_fpr=max_fpr).result()
+    assert found.aupro == pytest.approx(_brute_aupro(maps, masks, max_fpr), rel=1e-12)
+    assert found.auroc == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), rel=1e-12)
+
+
+def _counted(maps, masks, **settings):
+    counted = pixel_metrics.PixelMetrics(**settings)
+    for map, mask in zip(maps, masks, strict=True):
+        counted.update(map, mask, "block" if mask.any() else "")
+    return counted
 
 
 def test_a_perfect_map_has_area_one_and_a_reversed_one_zero():
     _, masks = _maps()
     for sign, area in ((1.0, 1.0), (-1.0, 0.0)):
         maps = sign * masks + np.linspace(0, 0.5, masks.size).reshape(masks.shape)
-        assert pixel_metrics.pixel_auroc(maps, masks) == pytest.approx(area)
-        assert pixel_metrics.aupro(maps, masks) == pytest.approx(area)
+        found = _counted(maps, masks).result()
+        assert found.auroc == pytest.approx(area, abs=found.auroc_error + 1e-9)
+        assert found.aupro == pytest.approx(area, abs=found.aupro_error + 1e-9)
 
 
 def test_a_small_region_counts_as_much_as_a_large_one():
@@ -202,7 +225,7 @@ def test_a_small_region_counts_as_much_as_a_large_one():
     maps = np.zeros((1, 20, 20))
     maps[0, :10, :10] = 1.0
     # The large region is found at no false positive; the small one only with everything.
-    assert pixel_metrics.aupro(maps, mask) == pytest.approx(0.5 + 0.5 * 0.3 / 2)
+    assert _counted(maps, mask).result().aupro == pytest.approx(0.5 + 0.5 * 0.3 / 2)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
@@ -213,7 +236,7 @@ def test_binned_pixel_metrics_are_within_their_stated_error(scale):
     for map, mask in zip(maps, masks, strict=True):
         counted.update(map, mask, "block" if mask.any() else "")
     found = counted.result()
-    exact = pixel_metrics.pixel_auroc(maps, masks), pixel_metrics.aupro(maps, masks)
+    exact = _pixel_auroc(maps, masks), _aupro(maps, masks)
     assert 0 < abs(found.auroc - exact[0]) <= found.auroc_error < 1e-3
     assert 0 < abs(found.aupro - exact[1]) <= found.aupro_error < 1e-2
     assert found.images == 6
@@ -227,17 +250,6 @@ def test_values_of_one_bin_are_ties_of_which_the_error_tells():
     assert counted.result()[:4] == (0.5, 0.15, 0.5, 0.3 * 0.85 / 0.3)
 
 
-def test_few_distinct_values_are_counted_exactly():
-    maps, masks = _maps(digits=0)
-    counted = pixel_metrics.PixelMetrics()
-    for map, mask in zip(maps, masks, strict=True):
-        counted.update(map, mask, "block" if mask.any() else "")
-    assert counted.result().auroc == pytest.approx(
-        pixel_metrics.pixel_auroc(maps, masks), rel=1e-12
-    )
-    assert counted.result().aupro == pytest.approx(pixel_metrics.aupro(maps, masks), rel=1e-12)
-
-
 def test_each_kind_of_defect_is_judged_with_the_normal_images():
     maps, masks = _maps(digits=0)
     names = ["", "", "dent", "scratch", "dent", "scratch"]
@@ -249,11 +261,9 @@ def test_each_kind_of_defect_is_judged_with_the_normal_images():
     chosen = [0, 1, 3, 5]
     assert found["scratch"].images == 4
     assert found["scratch"].auroc == pytest.approx(
-        pixel_metrics.pixel_auroc(maps[chosen], masks[chosen]), rel=1e-12
+        _pixel_auroc(maps[chosen], masks[chosen]), rel=1e-12
     )
-    assert found["scratch"].aupro == pytest.approx(
-        pixel_metrics.aupro(maps[chosen], masks[chosen]), rel=1e-12
-    )
+    assert found["scratch"].aupro == pytest.approx(_aupro(maps[chosen], masks[chosen]), rel=1e-12)
 
 
 def test_pixel_intervals_are_those_of_the_bootstrap_over_images():
@@ -262,10 +272,8 @@ def test_pixel_intervals_are_those_of_the_bootstrap_over_images():
     for map, mask in zip(maps, masks, strict=True):
         counted.update(map, mask, "block" if mask.any() else "")
     found = counted.intervals(seed=1, resamples=50)
-    for interval, statistic in zip(
-        found, (pixel_metrics.pixel_auroc, pixel_metrics.aupro), strict=True
-    ):
-        expected = metrics.bootstrap_interval(
+    for interval, statistic in zip(found, (_pixel_auroc, _aupro), strict=True):
+        expected = _bootstrap_interval(
             statistic, maps, masks, strata=masks.any(axis=(1, 2)), seed=1, resamples=50
         )
         np.testing.assert_allclose(interval, expected, rtol=1e-9)

@@ -27,8 +27,9 @@ import jax
 import numpy as np
 from jax_noisy_anogan import cli, experiment
 from jax_noisy_anogan.config import *
-from jax_noisy_anogan.evaluation import held_out as held_out_lib
+from jax_noisy_anogan.evaluation.held_out import HeldOut
 from jax_noisy_anogan.runtime import processes
+from jax_noisy_anogan.scoring.scorer import Scorer
 from jax_noisy_anogan.training import loop
 from jax_noisy_anogan.training import state as state_lib
 
@@ -38,7 +39,7 @@ config = validate(Config(
     data=DataConfig(max_test_images=8, validation_fraction=0.02),
     network=NetworkConfig(fmap_base=32, fmap_max=8, latent_size=8, stddev_group=2),
     growth=GrowthConfig(start_resolution=4, resolution=4, final_images=64,
-        minibatch_default=8, minibatch={}),
+        minibatch_default=8),
     search=SearchConfig(steps=2, batch_size=8),
     # No average: what is compared has moved by all of every update.
     optim=OptimConfig(ema_half_life_images=0.0),
@@ -65,19 +66,18 @@ class Scores:
     """Raw terms of the test images instead of the whole evaluation, which draws and writes."""
     @staticmethod
     def evaluate(config, folder, dataset, split, model, *, progress):
-        held_out = held_out_lib._HeldOut(
-            config, folder, dataset, split, held_out_lib.Scorer(model, config))
+        held_out = HeldOut(config, folder, dataset, split, Scorer(model, config))
         held_out.search(progress=False)
         processes.any_process(False)
         if jax.process_index():
             return {}
-        found = [r.terms["score"] for r in held_out.results(split.test)]
+        found = [r.terms["score"] for r in held_out.results("test")]
         np.save(folder / "scores.npy", np.array(found))
         state = jax.tree.leaves(model.params)
         np.save(folder / "params.npy", np.concatenate([np.asarray(x).ravel() for x in state]))
         return {}
 
-experiment.results = Scores
+experiment.results_lib = Scores
 cli.define_processes()
 cli.run(lambda _: experiment.run(config, folder, progress=False))
 '''
@@ -86,7 +86,7 @@ cli.run(lambda _: experiment.run(config, folder, progress=False))
 # A command that says how many images it searches.
 COUNTED = """
 import runpy, sys
-from jax_noisy_anogan.scoring import scorer
+from jax_noisy_anogan.scoring.scorer import Scorer
 
 def counted(self, images):
     def seen():
@@ -95,7 +95,7 @@ def counted(self, images):
             yield image
     return search(self, seen())
 
-search, scorer.Scorer.search = scorer.Scorer.search, counted
+search, Scorer.search = Scorer.search, counted
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 

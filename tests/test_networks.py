@@ -15,17 +15,18 @@ from jax import lax
 
 from jax_noisy_anogan.networks import (
     build_networks,
-    channels_at,
     grow_params,
     project_to_hypersphere,
     sample_latents,
 )
 from jax_noisy_anogan.networks.convolution import conv2d
+from jax_noisy_anogan.networks.generator import channels_at
 from jax_noisy_anogan.networks.layers import (
     EqualizedConv,
     EqualizedDense,
     crossfade,
     downsample_average,
+    draw_parameters,
     fade_real_images,
     minibatch_stddev,
     pixel_norm,
@@ -95,7 +96,7 @@ def _published_sizes(resolution, channels):
 def _sizes(resolution, channels):
     networks = build_networks(resolution=resolution, fading=False, channels=channels)
     params = jax.eval_shape(networks.init, jax.random.key(0))
-    return tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in params)
+    return tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in params[:2])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -444,15 +445,13 @@ def grown():
     params = [_random_params(stages[0], seed=0)]
     for seed, networks in enumerate(stages[1:], start=1):
         fresh = _random_params(networks, seed)
-        params.append(
-            type(fresh)(*(grow_params(a, b) for a, b in zip(params[-1], fresh, strict=True)))
-        )
+        params.append(params[-1].map(grow_params, fresh))
     return list(zip(stages, params, strict=True))
 
 
 def test_growing_keeps_every_old_layer_bit_for_bit_and_drops_the_old_path(grown):
     (_, before), (_, fading), (_, after) = grown
-    for old, new in zip(before, fading, strict=True):
+    for old, new in zip(before[:2], fading[:2], strict=True):
         for name in old:
             jax.tree.map(np.testing.assert_array_equal, old[name], new[name])
     assert set(fading.generator) - set(before.generator) == {
@@ -460,7 +459,7 @@ def test_growing_keeps_every_old_layer_bit_for_bit_and_drops_the_old_path(grown)
         "block_16_conv_1",
         "to_rgb_16",
     }
-    for old, new in zip(fading, after, strict=True):
+    for old, new in zip(fading[:2], after[:2], strict=True):
         for name in new:
             jax.tree.map(np.testing.assert_array_equal, old[name], new[name])
     assert set(fading.generator) - set(after.generator) == {"to_rgb_8"}
@@ -566,3 +565,13 @@ def test_only_the_direction_of_a_latent_matters():
     np.testing.assert_allclose(
         networks.generate(params, project_to_hypersphere(z)), drawn, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+def test_weights_are_drawn_as_flax_draws_them_to_the_last_bit(name):
+    networks = _small(4)
+    module, key = getattr(networks, name), jax.random.key(6)
+    shape = (networks.latent_size,) if name == "generator" else networks.image_shape
+    ours = draw_parameters(module, key, jnp.zeros((1, *shape)))
+    theirs = jax.jit(module.init)(key, jnp.zeros((1, *shape)))["params"]
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)

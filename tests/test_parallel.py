@@ -20,7 +20,7 @@ from jax_noisy_anogan.runtime.parallel import (
     shard,
 )
 from jax_noisy_anogan.training.state import init_state
-from jax_noisy_anogan.training.step import make_train_step
+from jax_noisy_anogan.training.step import TrainStep
 
 
 def _equal(a, b):
@@ -38,7 +38,7 @@ def test_the_training_step_is_bit_for_bit_that_of_pmap():
         stddev_group=2,
     )
     optimizer, key = optax.sgd(0.5), jax.random.key(0)
-    step = make_train_step(
+    step = TrainStep(
         networks, optimizer, loss=LossConfig(), prior="normal", ema_decay=0.9, axis_name=AXIS
     )
     state = jax.jit(lambda key: init_state(networks, optimizer, key))(key)

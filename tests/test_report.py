@@ -2,57 +2,21 @@
 
 import base64
 import io
-import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import web
 from PIL import Image
 
 from jax_noisy_anogan.evaluation import metrics, pixel_metrics
+from jax_noisy_anogan.evaluation.operating import Found, OperatingPoint
 from jax_noisy_anogan.evaluation.report import write_report
 from jax_noisy_anogan.evaluation.selection import Report, ReportImage, ScoreSummary, select_images
-from jax_noisy_anogan.scoring.maps import Box
 
 HOSTILE = "\"><script>alert('1')</script>&amp;<img src=x onerror=y>.png"
-VOID = {"meta", "img", "path", "circle"}
 
 
-class _Reader(HTMLParser):
-    """Collects tags, attributes, and the text below each section's id."""
-
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.open, self.section = [], [], [], ""
-        self.texts, self.style = {}, ""
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "section":
-            self.section = dict(attributes)["id"]
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "style":
-            self.style += data
-        else:
-            self.texts[self.section] = self.texts.get(self.section, "") + data + "\n"
-
-    def values(self, tag, name):
-        return [value for t, n, value in self.attributes if (t, n) == (tag, name)]
-
-
-def _image(path, score, is_abnormal, *, side=24, seed=0, **more):
+def _image(path, score, is_abnormal, *, side=24, seed=0):
     picture = np.random.default_rng(seed).integers(0, 255, (side, side, 1), dtype=np.uint8)
     mask = np.zeros((side, side), bool)
     mask[2:5, 3:9] = is_abnormal
@@ -67,7 +31,6 @@ def _image(path, score, is_abnormal, *, side=24, seed=0, **more):
         reconstruction=255 - picture,
         heatmap=np.repeat(picture, 3, axis=-1),
         mask=mask,
-        **more,
     )
 
 
@@ -80,23 +43,30 @@ def _report(**changes):
     intervals = metrics.image_intervals(scores, is_abnormal, threshold=0.5, seed=0, resamples=50)
     values = {
         "title": f"Report of {HOSTILE}",
-        "score_name": "calibrated",
+        "subtitle": "images of one tray",
         "scores": scores,
         "is_abnormal": is_abnormal,
         "threshold": 0.5,
+        "operating_points": [
+            OperatingPoint(0.001, 999, 60, None, Found(0, 0), Found(0, 20), Found(0, 40)),
+            OperatingPoint(0.05, 19, 60, 0.625, Found(2, 5), Found(11, 20), Found(3, 40)),
+        ],
         "summaries": [
-            ScoreSummary("calibrated", found, intervals),
-            ScoreSummary("residual", found._replace(auroc=0.123456)),
+            ScoreSummary("anomaly", found, intervals),
+            ScoreSummary("residual", found._replace(auroc=0.123456), intervals),
         ],
         "class_names": names.tolist(),
-        "settings": {"loss": {"gamma": 0.1, "objective": HOSTILE}, "seed": 17},
+        "settings": {"loss": {"gamma": 0.1, "objective": HOSTILE}, "train": {"seed": 17}},
+        "pixel_intervals": None,
         "pixel": pixel_metrics.PixelResult(0.98765, 0.87654, 0.0, 0.0, 60, 20),
         "pixel_by_class": {"dent": pixel_metrics.PixelResult(0.76543, 0.65432, 0.0, 0.0, 50, 10)},
         "false_negatives": [_image(HOSTILE, 0.25, True)],
         "false_positives": [_image("tray/7.png", 0.75, False)],
         "most_anomalous": [_image("tray/8.png", 1.5, True)],
         "least_anomalous": [_image("tray/9.png", 0.0625, False)],
-        "heat_range": (2.0, 8.0),
+        "hottest": 8.0,
+        "yardsticks": {},
+        "notice": "",
         "failures": {HOSTILE: "truncated <b>"},
     }
     return Report(**(values | changes))
@@ -104,11 +74,7 @@ def _report(**changes):
 
 def _read(tmp_path, report):
     write_report(tmp_path / "report.html", report)
-    reader = _Reader()
-    reader.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
-    reader.close()
-    assert reader.open == []
-    return reader
+    return web.read(tmp_path / "report.html")
 
 
 def test_every_section_and_its_numbers_are_there(tmp_path):
@@ -118,6 +84,7 @@ def test_every_section_and_its_numbers_are_there(tmp_path):
     assert [*texts][1:] == [
         "summary",
         "scores",
+        "operating",
         "curves",
         "defects",
         "misses",
@@ -140,6 +107,8 @@ def test_every_section_and_its_numbers_are_there(tmp_path):
         assert str(count) in row.split("\n")
     assert "0.123" in texts["scores"]
     assert f"{values.f1_best:.3f}" in texts["scores"]
+    for expected in ("needs 999 normals, has 60", "0.625", "2 of 5", "11 of 20", "3 of 40"):
+        assert expected in texts["operating"]
     by_class = metrics.image_metrics_by_class(
         report.scores, report.is_abnormal, report.class_names, threshold=0.5
     )
@@ -158,7 +127,7 @@ def test_every_section_and_its_numbers_are_there(tmp_path):
     assert "tray/8.png" in texts["most"]
     assert "found" in texts["most"]
     assert "tray/9.png" in texts["least"]
-    for expected in ("loss", "gamma", "0.1", "seed", "17"):
+    for expected in ("loss", "gamma", "0.1", "train", "seed", "17"):
         assert expected in texts["settings"].split("\n")
 
 
@@ -212,19 +181,17 @@ def test_small_pictures_are_embedded_exactly(tmp_path):
 
 
 def test_large_pictures_are_bounded_and_show_the_region_at_full_resolution(tmp_path):
-    large = [
-        _image("known", 1.5, True, side=800),
-        _image("found", 1.4, False, side=800, box=Box(790, 100, 10, 10)),
-    ]
+    corner = _image("corner", 1.4, True, side=800)
+    corner.mask[:] = False
+    corner.mask[100:110, 790:] = True
+    large = [_image("known", 1.5, True, side=800), corner]
     found = _embedded(_read(tmp_path, _report(most_anomalous=large)))
     assert max(max(image.size) for image in found.values()) == 360
     assert (tmp_path / "report.html").stat().st_size < 1_500_000
-    for alt, top, left in (
-        ("detail at the mask of known", 0, 0),
-        ("detail at the largest region of found", 57, 704),
-    ):
+    for name, top, left in (("known", 0, 0), ("corner", 57, 704)):
         expected = large[0].image[top : top + 96, left : left + 96]
-        np.testing.assert_array_equal(np.asarray(found[alt])[..., :1], expected)
+        shown = np.asarray(found[f"detail at the mask of {name}"])
+        np.testing.assert_array_equal(shown[..., :1], expected)
 
 
 def test_the_marks_on_the_curves_are_the_rates_at_the_threshold(tmp_path):
@@ -246,7 +213,7 @@ def test_outliers_do_not_squeeze_the_histogram(tmp_path):
     is_abnormal = np.arange(200) < 50
     scores = np.linspace(0, 1, 200)
     scores[0] = 1e6
-    changes = {"scores": scores, "is_abnormal": is_abnormal, "class_names": ()}
+    changes = {"scores": scores, "is_abnormal": is_abnormal, "class_names": ["dent"] * 200}
     reader = _read(tmp_path, _report(**changes))
     assert "last bar: and above" in reader.texts["curves"]
     areas = [d for d in reader.values("path", "d") if d.count("L") > 20]
@@ -257,13 +224,11 @@ def test_outliers_do_not_squeeze_the_histogram(tmp_path):
 def test_normal_images_alone_make_a_report_without_curves(tmp_path):
     scores, is_abnormal = np.zeros(4), np.zeros(4, bool)
     found = metrics.image_metrics(scores, is_abnormal, threshold=0.5)
-    report = Report(
-        title="Normal only",
-        score_name="score",
+    unknown = metrics.image_intervals(scores, is_abnormal, threshold=0.5, seed=0)
+    report = _report(
         scores=scores,
         is_abnormal=is_abnormal,
-        threshold=0.5,
-        summaries=[ScoreSummary("score", found)],
+        summaries=[ScoreSummary("anomaly", found, unknown)],
         class_names=["good"] * 4,
     )
     texts = _read(tmp_path, report).texts
@@ -273,8 +238,8 @@ def test_normal_images_alone_make_a_report_without_curves(tmp_path):
 
 
 def test_contradictions_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="not among the summaries"):
-        write_report(tmp_path / "report.html", _report(score_name="other"))
+    with pytest.raises(ValueError, match="anomaly is not among the summaries"):
+        write_report(tmp_path / "report.html", _report(summaries=[]))
     with pytest.raises(ValueError, match="3 scores for 60 labels"):
         write_report(tmp_path / "report.html", _report(scores=np.zeros(3)))
     with pytest.raises(ValueError, match="all of them finite"):
@@ -290,10 +255,7 @@ def test_the_worst_misses_come_first_and_no_image_twice():
     assert [group.tolist() for group in found] == [[1], [3], [], []]
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@web.needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_without_complaint(tmp_path, width):
     long = "unbroken" * 40
@@ -305,23 +267,24 @@ def test_a_browser_shows_it_without_complaint(tmp_path, width):
         class_names=[long] * 60,
     )
     write_report(tmp_path / "report.html", report)
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
-        "--disable-background-networking --disable-component-update --disable-sync "
-        f"--enable-logging=stderr --window-size={width},3000 --user-data-dir={tmp_path / 'profile'}"
-    )
-    shot = tmp_path / "shot.png"
-    done = subprocess.run(
-        [BROWSER, *flags.split(), f"--screenshot={shot}", (tmp_path / "report.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "CONSOLE" not in done.stderr
-    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
-    assert pixels.shape == (3000, width, 3)
-    # The margin stays free, so nothing is wider than the window.
-    assert len(np.unique(pixels[:, -8:].reshape(-1, 3), axis=0)) == 1
+    pixels = web.photographed(tmp_path / "report.html", width, tmp_path)
     blue, red = np.array([0x2F, 0x6F, 0xB5]), np.array([0xC8, 0x37, 0x4D])
     for colour in (blue, red):
         assert (np.abs(pixels - colour).max(axis=-1) < 8).sum() > 100
+
+
+def test_what_beats_the_run_stands_above_the_title(tmp_path):
+    report = _report(
+        notice="Simple <b> yardsticks do better",
+        yardsticks={"nearest patch": {"auroc": 0.8125, "pixel_auroc": float("nan")}},
+    )
+    _read(tmp_path, report)
+    page = (tmp_path / "report.html").read_text()
+    first = page.index("Simple &lt;b&gt; yardsticks do better")
+    assert page.index("<header>") < first < page.index("<h1>")
+    section = page[page.index('<section id="yardsticks">') :]
+    assert section.index("nearest patch") < section.index("0.812") < section.index("</section>")
+    _read(tmp_path, _report())
+    quiet = (tmp_path / "report.html").read_text()
+    assert 'class="notice"' not in quiet
+    assert 'id="yardsticks"' not in quiet

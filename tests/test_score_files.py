@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -18,17 +19,17 @@ import pytest
 from PIL import Image
 
 import jax_noisy_anogan
-from jax_noisy_anogan.data import DataError
 from jax_noisy_anogan.data.folders import find_images
-from jax_noisy_anogan.runtime.files import WorkdirError
-from jax_noisy_anogan.scoring import files as module
+from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.runtime.files import WorkdirError, locked
+from jax_noisy_anogan.scoring import files as scoring_files
 from jax_noisy_anogan.scoring import table as table_lib
 from jax_noisy_anogan.scoring.detector import Detector
 from jax_noisy_anogan.scoring.files import safe_name, score_files
 
-COLUMNS = ["path", "score", "residual", "feature", "penalty", "discriminator", "local"]
-COLUMNS += ["calibrated", "probability", "decision", "box_x", "box_y", "box_width", "box_height"]
-COLUMNS += ["time", "error"]
+COLUMNS = ["path", "score", "residual", "feature", "abnormality", "discriminator", "local"]
+COLUMNS += ["calibrated", "anomaly", "decision", "box_x", "box_y", "box_width", "box_height"]
+COLUMNS += ["width", "height", "region_count", "time", "error", "content"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def _rows(out, *, timed=False):
 
 
 def _score(detector, images, out, **settings):
-    return score_files(detector, find_images([images]), out, progress=False, **settings)
+    return score_files(detector, find_images([images]).files, out, progress=False, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def table(detector, images, tmp_path_factory):
 def test_every_file_is_one_row_in_order_and_bad_ones_say_why(detector, images, table):
     out, said = table
     rows = _rows(out, timed=True)
-    assert [row["path"] for row in rows] == [file.name for file in find_images([images])]
+    assert [row["path"] for row in rows] == [file.name for file in find_images([images]).files]
     names = [os.path.relpath(row["path"], images) for row in rows]
     assert len(names) == 14
     assert {"colour.JPG", "deeper/still/sixteen.tiff", "deeper/wide.bmp"} < set(names)
@@ -94,18 +95,19 @@ def test_every_file_is_one_row_in_order_and_bad_ones_say_why(detector, images, t
     assert "not an image" in errors["text.png"]
     good = [row for row in rows if not row["error"]]
     for row, found in zip(good, detector.score([row["path"] for row in good]), strict=True):
-        values = {**found.terms, "calibrated": found.calibrated, "probability": found.probability}
+        values = {**found.terms, "calibrated": found.calibrated, "anomaly": found.anomaly}
         for name, value in values.items():
             assert float(row[name]) == pytest.approx(value, rel=1e-4, abs=1e-4)
         assert row["decision"] == ("abnormal" if found.is_abnormal else "normal")
+        assert row["region_count"] == str(found.region_count)
         box = [row[f"box_{name}"] for name in ("x", "y", "width", "height")]
         assert box == ([""] * 4 if found.box is None else [str(v) for v in found.box])
         assert row["time"].startswith("20")
     abnormal = sum(row["decision"] == "abnormal" for row in rows)
-    assert (
+    assert str(
         said
-        == f"14 files: {abnormal} abnormal, {12 - abnormal} normal, 2 with an error; "
-        + str(out / "scores.csv")
+    ) == f"14 files: {abnormal} abnormal, {12 - abnormal} normal, 2 with an error; " + str(
+        out / "scores.csv"
     )
     parquet = pyarrow.parquet.read_table(out / "scores.parquet").to_pylist()
     assert [row["path"] for row in parquet] == [row["path"] for row in rows]
@@ -147,15 +149,93 @@ def test_a_repaired_file_loses_its_error(detector, images, tmp_path):
     folder.mkdir()
     shutil.copy(images / "grey.png", folder / "a.png")
     shutil.copy(images / "cut.png", folder / "b.png")
-    assert "1 with an error" in _score(detector, folder, out)
+    assert _score(detector, folder, out).errors == 1
     shutil.copy(images / "grey.png", folder / "b.png")
-    assert "0 with an error" in _score(detector, folder, out)
+    assert _score(detector, folder, out).errors == 0
     a, b = _rows(out)
     assert {**a, "path": ""} == {**b, "path": ""}
 
 
+def test_another_image_by_the_same_name_gets_its_own_row(detector, images, tmp_path, monkeypatch):
+    camera, out = tmp_path / "camera", tmp_path / "out"
+    camera.mkdir()
+    shutil.copy(images / "deeper/0.png", camera / "current.png")
+    stamp = (camera / "current.png").stat()
+    _score(detector, camera, out)
+    (first,) = _rows(out)
+    shutil.copy(images / "deeper/1.png", camera / "current.png")
+    os.utime(camera / "current.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    _score(detector, camera, out)
+    (second,) = _rows(out)
+    expected = detector.score([images / "deeper/1.png"])[0]
+    assert float(second["score"]) == pytest.approx(expected.score, rel=1e-4)
+    assert first["content"] != second["content"]
+    assert first["score"] != second["score"]
+    # Two folders with an image of the same relative name, and one folder for the results.
+    for number in (2, 3):
+        folder = tmp_path / f"folder{number}"
+        folder.mkdir()
+        shutil.copy(images / f"deeper/{number}.png", folder / "img.png")
+        monkeypatch.chdir(folder)
+        _score(detector, ".", tmp_path / "both")
+    (row,) = _rows(tmp_path / "both")
+    expected = detector.score([images / "deeper/3.png"])[0]
+    assert float(row["score"]) == pytest.approx(expected.score, rel=1e-4)
+
+
+def test_results_inside_the_folder_of_images_are_not_scored(detector, images, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for k in range(3):
+        shutil.copy(images / f"deeper/{k}.png", photos)
+    for name in ("scored", "scored again", "scored"):
+        out = photos / name
+        found = find_images([photos], out=out)
+        assert [file.path.name for file in found.files] == ["0.png", "1.png", "2.png"]
+        score_files(detector, found.files, out, heatmaps="all", maps=True, progress=False)
+        assert len(list((out / "heatmaps").iterdir())) == 3
+    assert found.passed_over == {
+        "folder of these results": 1,
+        "folder with results of this program": 1,
+    }
+    with pytest.raises(DataError, match="1 folder of these results"):
+        find_images([out], out=out)
+
+
+def test_what_is_passed_over_is_counted_by_kind_and_links_are_followed(images, tmp_path):
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    photos.mkdir()
+    other.mkdir()
+    for name in ("a.png", "b.JFIF", "c.jpe", "d.gif", "e.pnm", "f.tga", "noending", ".hidden.png"):
+        shutil.copy(images / "grey.png", photos / name)
+    shutil.copy(images / "grey.png", other / "g.png")
+    (photos / "linked").symlink_to(other)
+    (photos / "linked again").symlink_to(other)
+    (other / "circle").symlink_to(photos)
+    (photos / ".cache").mkdir()
+    os.mkfifo(photos / "pipe.png")
+    found = find_images([photos])
+    names = [os.path.relpath(file.name, photos) for file in found.files]
+    assert names == ["a.png", "b.JFIF", "c.jpe", "d.gif", "e.pnm", "linked/g.png"]
+    assert found.remark == (
+        "passed over: 1 file of another kind (.tga), 1 file of another kind (no ending), "
+        "2 folder met before, 1 hidden folder, 1 hidden or system file, 1 neither file nor folder"
+    )
+
+
+def test_masks_beside_their_images_are_no_photographs_unless_they_are_named(images, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "a_label.png", "b.png", "b_GT.bmp", "alone_mask.png"):
+        shutil.copy(images / "grey.png", photos / name)
+    found = find_images([photos])
+    assert [file.path.name for file in found.files] == ["a.png", "alone_mask.png", "b.png"]
+    assert found.remark == "passed over: 2 mask beside its image"
+    assert len(find_images([photos / "a_label.png"]).files) == 1
+
+
 def test_several_processes_make_one_table_and_fewer_may_go_on(detector, images, table, tmp_path):
-    out, files = tmp_path / "out", find_images([images])
+    out, files = tmp_path / "out", find_images([images]).files
     mine = files[1::2]
     # What the second of two processes has left, when both are killed.
     rows = {row["path"]: row for row in table_lib._read_rows(table[0] / "rows-0.jsonl")}
@@ -171,12 +251,12 @@ def test_several_processes_make_one_table_and_fewer_may_go_on(detector, images, 
 
 def test_a_threshold_overrides_and_other_settings_are_refused(detector, images, table, tmp_path):
     out = tmp_path / "out"
-    middle = sorted(float(row["probability"]) for row in _rows(table[0]) if not row["error"])[6]
+    middle = sorted(float(row["anomaly"]) for row in _rows(table[0]) if not row["error"])[6]
     _score(detector, images, out, threshold=middle)
     for ours, theirs in zip(_rows(out), _rows(table[0]), strict=True):
-        assert ours["probability"] == theirs["probability"]
+        assert ours["anomaly"] == theirs["anomaly"]
         if not ours["error"]:
-            high = float(ours["probability"]) > middle
+            high = float(ours["anomaly"]) > middle
             assert ours["decision"] == ("abnormal" if high else "normal")
     before = (out / "scores.csv").read_bytes()
     for changed in (
@@ -206,7 +286,7 @@ def test_results_never_go_into_a_run_a_file_or_a_folder_in_use(
         with pytest.raises(WorkdirError, match=r"--out .* cannot be written"):
             _score(detector, images, out)
     with (
-        module.locked(tmp_path / "busy"),
+        locked(tmp_path / "busy"),
         pytest.raises(WorkdirError, match=r"--out .* is in use by another command"),
     ):
         _score(detector, images, tmp_path / "busy")
@@ -243,7 +323,9 @@ def test_pictures_of_hostile_names_stay_in_their_folder_and_rows_stay_rows(
     for row in rows:
         made.remove(f"heatmaps/{safe_name(row['path'])}.png")
         made.remove(f"maps/{safe_name(row['path'])}.tiff")
-    assert made == {"lock", "settings.json", "rows-0.jsonl", "scores.csv", "scores.parquet"}
+        made.remove(f"masks/{safe_name(row['path'])}.png")
+    tables = {"rows-0.jsonl", "scores.csv", "scores.parquet", "regions.json"}
+    assert made == {"lock", "settings.json", *tables}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
     for name in ("../../etc/passwd", "..", "/", "", "a/../b", "\udcff"):
         assert "/" not in safe_name(name)
@@ -252,7 +334,9 @@ def test_pictures_of_hostile_names_stay_in_their_folder_and_rows_stay_rows(
     pyarrow.parquet.read_table(out / "scores.parquet")
     with Image.open(out / "maps" / f"{safe_name(rows[0]['path'])}.tiff") as picture:
         assert picture.mode == "F"
-        assert np.asarray(picture).max() == pytest.approx(float(rows[0]["local"]))
+        assert picture.size == (28, 28)
+        # Between the pixels of the networks' picture it is linear, so that it stays below.
+        assert np.asarray(picture).max() <= float(rows[0]["local"])
 
 
 def test_a_disk_that_fills_up_keeps_what_is_finished(detector, images, table, tmp_path):
@@ -279,7 +363,7 @@ def test_only_a_bounded_number_of_images_is_in_memory(detector, images, tmp_path
     for k in range(300):
         os.link(images / "grey.png", folder / f"{k:03d}.png")
     small = dataclasses.replace(
-        detector.config, search=dataclasses.replace(detector.config.search, batch_size=8)
+        detector.config, search=dataclasses.replace(detector.config.search, batch_size=1)
     )
     held = []
 
@@ -293,7 +377,7 @@ def test_only_a_bounded_number_of_images_is_in_memory(detector, images, tmp_path
     _score(watched, folder, out)
     assert len(held) == len(_rows(out)) == 300
     # Read ahead, two batches each in search and measurement, pictures being written.
-    assert max(held) <= 2 * module._READ_AHEAD + 4 * 8 + 2
+    assert max(held) <= 2 * scoring_files._READ_AHEAD + 4 * 8 + 2
 
 
 def test_what_cannot_be_found_is_one_clear_line(tmp_path, images):
@@ -307,7 +391,7 @@ def test_what_cannot_be_found_is_one_clear_line(tmp_path, images):
     ):
         with pytest.raises(DataError, match=text):
             find_images(paths)
-    twice = find_images([images / "grey.png", images, images / "deeper"])
+    twice = find_images([images / "grey.png", images, images / "deeper"]).files
     assert len(twice) == len({file.name for file in twice}) == 14
 
 
@@ -327,19 +411,51 @@ def _fails(command):
     return done.stderr
 
 
-def test_the_command_takes_a_list_that_the_shell_expanded(finished_run, images, tmp_path):
+def test_the_command_takes_a_list_and_answers_people_and_machines(finished_run, images, tmp_path):
     _, run = finished_run
     chosen = [images / name for name in ("grey.png", "text.png", "colour.JPG")]
     done = subprocess.run(
-        _command(run, chosen, tmp_path / "out", "--threshold=0.5"),
+        _command(run, chosen, tmp_path / "out", "--threshold=0", "--json", "--fail-on-abnormal"),
         env=_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "3 files" in done.stdout
-    assert [row["path"] for row in _rows(tmp_path / "out")] == [str(path) for path in chosen]
+    assert done.returncode == 3, done.stderr
+    assert done.stderr == ""
+    said = json.loads(done.stdout)
+    assert [row["path"] for row in said["files"]] == [str(path) for path in chosen]
+    assert [row.get("decision") for row in said["files"]] == ["abnormal", None, "abnormal"]
+    assert (said["abnormal"], said["normal"], said["errors"]) == (2, 0, 1)
+    rows = _rows(tmp_path / "out")
+    assert [row["path"] for row in rows] == [str(path) for path in chosen]
+    assert said["files"][0]["score"] == float(rows[0]["score"])
+    page = (tmp_path / "out" / "gallery.html").read_text()
+    for path in chosen:
+        assert str(path) in page
+    assert {path.parent.name for path in (tmp_path / "out").rglob("*.jpg")} == {"thumbnails"}
+
+
+def test_the_command_fails_where_no_file_can_be_used_and_a_limit_can_be_raised(
+    finished_run, images, tmp_path
+):
+    _, run = finished_run
+
+    def score(out, *arguments):
+        command = _command(run, [images / "grey.png"], tmp_path / out, *arguments)
+        return subprocess.run(
+            command, env=_environment(), capture_output=True, text=True, check=False
+        )
+
+    done = score("a", "--set=data.max_image_pixels=100")
+    assert done.returncode == 66
+    assert "score: no file could be used, as" in done.stderr.splitlines()[-1]
+    (row,) = _rows(tmp_path / "a")
+    advice = re.search(r"--set (data\.max_image_pixels=\d+)", row["error"])[1]
+    assert score("a", f"--set={advice}").returncode == 0
+    done = score("b", "--set=search.steps=3")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "score takes data.max_image_pixels" in done.stderr
 
 
 def test_the_command_fails_with_one_line_and_code_2(finished_run, images, tmp_path):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_noisy_anogan.data import load_dataset, make_split
+from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.data.splits import make_split
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_noisy_anogan.baselines import (
+    alocc,
     coherence_pursuit,
     deep_sad,
     dpcp,

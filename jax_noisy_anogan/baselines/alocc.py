@@ -1,7 +1,8 @@
 """ALOCC (Sabokrou et al. 2018): an autoencoder R that repairs, a discriminator D that it deceives.
 
-R learns to repair noisy normal images so that D takes them for real ones. What R has not learnt it
-distorts, and D(R(x)) separates better than D(x).
+R learns to repair noisy normal images so that D takes them for real ones (Eq. 3). What R has not
+learnt it distorts, and D(R(x)) of Eq. 7 separates better than D(x) of Eq. 6. Training ends by the
+paper's own rule: R's squared error on the training images is below rho.
 
 Differences from the original: pooling and nearest upsampling instead of strided convolutions (see
 `deep`); normalisation within an image and in R only, instead of over the batch, so that a score
@@ -28,7 +29,7 @@ from jax_noisy_anogan.baselines.deep import (
     check_images,
     in_chunks,
     keys_and_shuffler,
-    run_epochs,
+    run_updates,
 )
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.networks.layers import downsample_average, leaky_relu, upsample_nearest
@@ -40,29 +41,42 @@ class Settings:
 
     Attributes:
       noise: standard deviation of eta in R(x + eta), pixels in [-1, 1].
-      refinement_weight: lambda of Eq. 4, which weighs |x - R(x + eta)|^2 against deceiving D.
-      refined_enough: rho; training stops after the first epoch whose mean squared error per pixel
-        is below it on the training images, and after `epochs` at the latest.
+      refinement_weight: lambda of Eq. 5, which weighs |x - R(x + eta)|^2 against deceiving D.
+      refined_enough: rho, in units of the noise's variance, which is the error of an R that does
+        nothing. Training stops when the mean squared error per pixel of the last `window` updates
+        is below it: by default once R removes half of the noise. The paper asks for "small" and
+        prints no number.
+      most_updates: where training stops at the latest.
       width: maps of the first convolution; the following ones have 2 and 4 times as many.
     """
 
     noise: float = 0.3
     refinement_weight: float = 0.4
-    refined_enough: float = 0.01
-    epochs: int = 30
+    refined_enough: float = 0.5
+    most_updates: int = 3000
+    window: int = 50
     learning_rate: float = 1e-3
     batch_size: int = 64
     width: int = 8
 
 
-QUICK = Settings(epochs=8, width=4)
+QUICK = Settings(most_updates=1000, width=4)
 
 
 class AloccScores(NamedTuple):
-    """Higher is more outlying: minus the logit of "real", of R(x) and of x itself."""
+    """Scores of the test images, higher is more outlying, and how far training went.
+
+    Attributes:
+      refined: minus D's logit of "real" for R(x), Eq. 7.
+      direct: minus D's logit for x itself, Eq. 6.
+      updates: of R and of D.
+      stopped: by the rule of `Settings.refined_enough`, not by `most_updates`.
+    """
 
     refined: Scores
     direct: Scores
+    updates: int
+    stopped: bool
 
 
 class Refiner(nn.Module):
@@ -129,7 +143,8 @@ def fit_score(
     if not len(train_images):
         raise DataError("ALOCC: no training images")
     key, rng = keys_and_shuffler(seed)
-    state, _ = run_epochs(
+    enough = settings.refined_enough * settings.noise**2
+    state, curve, updates = run_updates(
         partial(
             _step,
             settings.width,
@@ -139,24 +154,25 @@ def fit_score(
         ),
         _initial(settings.width, key, jnp.asarray(train_images[:1])),
         (train_images,),
-        epochs=settings.epochs,
+        updates=settings.most_updates,
+        window=settings.window,
         batch_size=settings.batch_size,
         rng=rng,
-        finished=lambda error: error < settings.refined_enough,
+        finished=lambda error: error < enough,
     )
-    found = -in_chunks(partial(_logits, settings.width, state), test_images)
-    return AloccScores(found[:, 0], found[:, 1])
+    refined, direct = -in_chunks(partial(_logits, settings.width, state), test_images).T
+    return AloccScores(refined, direct, updates, curve[-1] < enough)
 
 
 def judge_loss(real: Float[Array, "batch"], refined: Float[Array, "batch"]) -> Float[Array, ""]:
-    """-E log D(x) - E log(1 - D(R(x + eta))), of logits: what D minimises of Eq. 2."""
+    """-E log D(x) - E log(1 - D(R(x + eta))), of logits: what D minimises of Eq. 3."""
     return jax.nn.softplus(-real).mean() + jax.nn.softplus(refined).mean()
 
 
 def refiner_loss(
     refined: Float[Array, "batch"], error: Float[Array, ""], weight: float
 ) -> Float[Array, ""]:
-    """-E log D(R(x + eta)) + weight * error: Eq. 4 for R, its adversarial part non-saturating."""
+    """-E log D(R(x + eta)) + weight * error: Eq. 5 for R, its adversarial part non-saturating."""
     return jax.nn.softplus(-refined).mean() + weight * error
 
 
@@ -193,11 +209,11 @@ def _step(
     params_d = optax.apply_updates(state.judge, change)
 
     def loss_r(params):
-        drawn = refine(params, noisy)
-        square = jnp.square(x - drawn)
-        # The norm of Eq. 3 sums over the pixels of an image.
+        refined = refine(params, noisy)
+        square = jnp.square(x - refined)
+        # The norm of Eq. 4 sums over the pixels of an image.
         error = square.sum(axis=(1, 2, 3)).mean()
-        loss = refiner_loss(judge(params_d, drawn), error, weight)
+        loss = refiner_loss(judge(params_d, refined), error, weight)
         return loss, square.mean()
 
     gradient, error = jax.grad(loss_r, has_aux=True)(state.refiner)
@@ -208,7 +224,7 @@ def _step(
 
 @jax.jit(static_argnames="width")
 def _logits(width: int, state: Training, x: Batch) -> Float[Array, "batch 2"]:
-    """Of R(x) and of x."""
+    """D of R(x), and D of x."""
     refined = Refiner(width).apply(state.refiner, x)
     judge = Judge(width).apply
     return jnp.stack([judge(state.judge, image) for image in (refined, x)], axis=1)

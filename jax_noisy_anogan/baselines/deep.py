@@ -1,4 +1,4 @@
-"""What the deep competitors share: layers, the epoch loop, scoring in chunks.
+"""What the deep competitors share: layers, the training loop, scoring in chunks.
 
 Images are float32 in [-1, 1], `[batch, height, width, channels]`, square, their side a multiple
 of 8.
@@ -10,8 +10,9 @@ one jitted call: inside `scan` XLA's CPU compiler takes its slow path for the ke
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -78,57 +79,75 @@ def check_images(**parts: Images) -> None:
         raise DataError(f"images of different shapes: {shapes}")
 
 
+def updates_per_epoch(count: int, batch_size: int) -> int:
+    """Minibatches that show every one of `count` examples once."""
+    return -(-count // min(batch_size, count))
+
+
 def minibatches(
     rng: np.random.Generator, count: int, batch_size: int
 ) -> Iterator[Int[np.ndarray, " batch"]]:
-    """One epoch of shuffled indices, all minibatches of one size.
+    """Shuffled indices, epoch after epoch without end, all minibatches of one size.
 
-    The last one is filled up with further random examples, so that every example is used and one
-    compiled program serves all.
+    The last one of an epoch is filled up with further random examples, so that every example is
+    used and one compiled program serves all.
     """
     batch_size = min(batch_size, count)
-    order = rng.permutation(count)
-    missing = -count % batch_size
-    order = np.concatenate([order, rng.permutation(count)[:missing]])
-    yield from order.reshape(-1, batch_size)
+    while True:
+        order = rng.permutation(count)
+        missing = -count % batch_size
+        order = np.concatenate([order, rng.permutation(count)[:missing]])
+        yield from order.reshape(-1, batch_size)
 
 
-def run_epochs(
+class Trained(NamedTuple, Generic[State]):
+    """The last state, the mean of the step's value in every window, and the updates done."""
+
+    state: State
+    curve: list[float]
+    updates: int
+
+
+def run_updates(
     step: Callable[..., tuple[State, Array]],
     state: State,
     arrays: tuple[np.ndarray, ...],
     *,
-    epochs: int,
+    updates: int,
+    window: int,
     batch_size: int,
     rng: np.random.Generator,
     finished: Callable[[float], bool] = lambda value: False,
-) -> tuple[State, list[float]]:
-    """`state, value = step(state, *minibatch)` through all epochs.
+) -> Trained[State]:
+    """`state, value = step(state, *minibatch)`, `updates` times at most.
 
     Args:
-      finished: stops the training early; is asked after each epoch with the mean of `value`, which
-        is measured on training images only.
-
-    Returns:
-      The last state, and the mean of `value` in every epoch.
+      window: updates over which `value` is averaged; the values are fetched from the device, and
+        `finished` is asked, once a window.
+      finished: stops the training early; sees the mean of `value`, which is measured on training
+        images only.
 
     Raises:
       FloatingPointError: the value is no longer finite.
     """
     curve: list[float] = []
-    for epoch in range(epochs):
+    done = 0
+    batches = minibatches(rng, len(arrays[0]), batch_size)
+    while done < updates:
         values = []
-        for indices in minibatches(rng, len(arrays[0]), batch_size):
+        for indices in itertools.islice(batches, min(window, updates - done)):
             state, value = step(state, *(array[indices] for array in arrays))
             values.append(value)
+        done += len(values)
         curve.append(float(np.mean(jax.device_get(values))))
         if not np.isfinite(curve[-1]):
             raise FloatingPointError(
-                f"training diverged: value {curve[-1]} in epoch {epoch}; lower the learning rate"
+                f"training diverged: value {curve[-1]} after {done} updates; lower the learning "
+                "rate"
             )
         if finished(curve[-1]):
             break
-    return state, curve
+    return Trained(state, curve, done)
 
 
 def in_chunks(

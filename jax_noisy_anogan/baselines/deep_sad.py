@@ -25,7 +25,8 @@ from jax_noisy_anogan.baselines.deep import (
     in_chunks,
     keys_and_shuffler,
     max_pool,
-    run_epochs,
+    run_updates,
+    updates_per_epoch,
 )
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.networks.layers import upsample_nearest
@@ -201,11 +202,13 @@ def _pretrain(
     images: Images, key: Array, rng: np.random.Generator, settings: Settings
 ) -> tuple[Any, Any]:
     """First stage: the encoder of an autoencoder by squared error."""
-    state, _ = run_epochs(
+    epoch = updates_per_epoch(len(images), settings.batch_size)
+    state, _, _ = run_updates(
         partial(_autoencoder_step, settings),
         _initial(settings, key, jnp.asarray(images[:1])),
         (images,),
-        epochs=settings.autoencoder_epochs,
+        updates=settings.autoencoder_epochs * epoch,
+        window=epoch,
         batch_size=settings.batch_size,
         rng=rng,
     )
@@ -222,10 +225,10 @@ def _initial(settings: Settings, key: Array, x: Batch) -> Training:
 @jax.jit(static_argnames="settings")
 def _autoencoder_step(settings: Settings, state: Training, x: Batch) -> tuple[Training, Array]:
     def loss(params):
-        drawn, changed = Autoencoder(x.shape[-1], x.shape[1]).apply(
+        reconstruction, changed = Autoencoder(x.shape[-1], x.shape[1]).apply(
             {"params": params, "batch_stats": state.statistics}, x, True, mutable="batch_stats"
         )
-        return jnp.square(drawn - 0.5 * (x + 1.0)).mean(), changed["batch_stats"]
+        return jnp.square(reconstruction - 0.5 * (x + 1.0)).mean(), changed["batch_stats"]
 
     return _updated(state, loss, _autoencoder_adam(settings))
 
@@ -240,13 +243,14 @@ def _train(
     settings: Settings,
 ) -> tuple[Any, Any]:
     """Second stage: Eq. 7."""
-    steps_per_epoch = -(-len(images) // min(settings.batch_size, len(images)))
-    milestone = settings.milestone * steps_per_epoch
-    state, _ = run_epochs(
+    epoch = updates_per_epoch(len(images), settings.batch_size)
+    milestone = settings.milestone * epoch
+    state, _, _ = run_updates(
         partial(_encoder_step, settings, milestone, jnp.asarray(c)),
         Training(params, statistics, _encoder_adam(settings, milestone).init(params)),
         (images, known),
-        epochs=settings.epochs,
+        updates=settings.epochs * epoch,
+        window=epoch,
         batch_size=settings.batch_size,
         rng=rng,
     )

@@ -15,9 +15,7 @@ from jax_noisy_anogan.baselines.linear_algebra import (
     in_double_precision,
     principal_coordinates,
 )
-from jax_noisy_anogan.settings import ConfigError
-
-SOLVERS = ("irls", "psgm")
+from jax_noisy_anogan.config import ConfigError
 
 
 class Normals(NamedTuple):
@@ -33,7 +31,6 @@ def score(
     *,
     dimension: int = 10,
     components: int | None = 100,
-    solver: str = "irls",
 ) -> Float[Array, "n"]:
     """Distance |B^T x| of each sample from the subspace whose normals are the columns of B.
 
@@ -41,22 +38,18 @@ def score(
       dimension: of the inliers' subspace; B has one normal for each further direction. The
         published comparisons do not state theirs.
       components: principal directions kept before; the public code recommends the reduction.
-      solver: "irls", all normals at once, or "psgm", one after the other by projected subgradients.
 
     Raises:
       ConfigError: a setting is out of range.
       DataError: see `check_features`.
     """
-    if solver not in SOLVERS:
-        raise ConfigError(f"DPCP: solver is {solver!r}: expected one of {', '.join(SOLVERS)}")
     x = principal_coordinates(features, components).columns
     if not 1 <= dimension < x.shape[0]:
         raise ConfigError(
             f"DPCP: dimension is {dimension}: expected 1 to {x.shape[0] - 1}, below the "
             f"{x.shape[0]} directions of the features"
         )
-    find = normals_by_reweighting if solver == "irls" else normals_by_subgradients
-    return jnp.linalg.norm(find(x, x.shape[0] - dimension).normals.T @ x, axis=0)
+    return jnp.linalg.norm(normals_by_reweighting(x, x.shape[0] - dimension).normals.T @ x, axis=0)
 
 
 @jax.jit(static_argnames="count")
@@ -88,51 +81,3 @@ def normals_by_reweighting(
     state = jax.tree.map(jnp.asarray, start)
     normals, _, total, _, _ = lax.while_loop(unfinished, step, state)
     return Normals(normals, total)
-
-
-@jax.jit(static_argnames="count")
-def normals_by_subgradients(
-    x: Columns,
-    count: int,
-    first_step: float = 1e-2,
-    sufficient: float = 1e-3,
-    smallest_step: float = 1e-15,
-    max_steps: int = 200,
-) -> Normals:
-    """argmin_b |X^T b|_1 with |b| = 1, `count` times, each normal orthogonal to those before.
-
-    Projected subgradients b <- (b - mu X sign(X^T b)) / |.| from the direction of least variance;
-    mu is halved until the step improves the objective enough.
-    """
-    rank = x.shape[0]
-
-    def objective(b):
-        return jnp.abs(x.T @ b).sum()
-
-    def next_normal(normals, index):
-        free = jnp.eye(rank) - normals @ normals.T
-        # Directions already taken must not win as "least variance": lift them above all others.
-        taken = jnp.trace(x @ x.T) * (jnp.eye(rank) - free)
-        _, vectors = jnp.linalg.eigh(free @ (x @ x.T) @ free + taken)
-
-        def descend(state):
-            b, mu, k = state
-            gradient = free @ (x @ jnp.sign(x.T @ b))
-            tangent = gradient - b * (b @ gradient)
-            moved = b - mu * gradient
-            moved = moved / jnp.linalg.norm(moved)
-            better = objective(moved) <= objective(b) - sufficient * mu * tangent @ tangent
-            return jnp.where(better, moved, b), jnp.where(better, mu, mu / 2), k + better
-
-        def unfinished(state):
-            return (state[1] > smallest_step) & (state[2] < max_steps)
-
-        start = (vectors[:, 0], jnp.asarray(first_step), jnp.asarray(0))
-        b = lax.while_loop(unfinished, descend, start)[0]
-        # Rounding errors along earlier normals would grow from one normal to the next.
-        b = free @ b
-        b = b / jnp.linalg.norm(b)
-        return normals.at[:, index].set(b), objective(b)
-
-    normals, objectives = lax.scan(next_normal, jnp.zeros((rank, count)), jnp.arange(count))
-    return Normals(normals, objectives.sum())

@@ -1,7 +1,14 @@
 """Features: what a subspace method sees of an image, one row per image.
 
-Flattened pixels by default; any `.npz` of features computed elsewhere (the literature uses a
-pretrained VGG-16); or an array, such as what the trained discriminator says at some layer.
+Flattened pixels by default; any `.npz` of features computed elsewhere; or an array, such as the
+features of the trained discriminator. The published linear methods of Table 2 see 4,096 features of
+a VGG-16 that was trained on ImageNet. To compare on those, write the file where that network is at
+hand, and hand it to `reproduce table2 --features FILE`:
+
+    numpy.savez("vgg16.npz", features=rows, ids=ids)
+
+`rows` is [n, features]; `ids` are the images' paths below `256_ObjectCategories`, such as
+`251.airplanes-101/251_0001.jpg`. All tested images must be among them; more do no harm.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from jax_noisy_anogan.baselines.linear_algebra import (
     shrink_columns,
     soft_threshold,
 )
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import ConfigError
 
 
 @in_double_precision

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_noisy_anogan.baselines.features import check_features
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import ConfigError
 
 Columns = Float[Array, "rank n"]
 Scalar = Float[Array, ""]

@@ -19,7 +19,7 @@ from jax_noisy_anogan.baselines.linear_algebra import (
     shrink_columns,
     shrink_singular_values,
 )
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import ConfigError
 
 
 class Representation(NamedTuple):

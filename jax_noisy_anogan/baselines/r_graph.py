@@ -15,7 +15,7 @@ from jax_noisy_anogan.baselines.linear_algebra import (
     principal_coordinates,
     soft_threshold,
 )
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import ConfigError
 
 
 @in_double_precision

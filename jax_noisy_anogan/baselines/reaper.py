@@ -15,7 +15,7 @@ from jax_noisy_anogan.baselines.linear_algebra import (
     in_double_precision,
     principal_coordinates,
 )
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import ConfigError
 
 
 class Reaper(NamedTuple):

@@ -22,7 +22,8 @@ from jax_noisy_anogan.baselines.deep import (
     in_chunks,
     keys_and_shuffler,
     max_pool,
-    run_epochs,
+    run_updates,
+    updates_per_epoch,
 )
 from jax_noisy_anogan.errors import DataError
 
@@ -87,11 +88,13 @@ def fit_score(
     weights = np.where(abnormal, 1.0 / len(known_abnormal), 1.0 / len(train_unlabelled))
     weights *= 0.5 * len(images)
     key, rng = keys_and_shuffler(seed)
-    state, _ = run_epochs(
+    epoch = updates_per_epoch(len(images), settings.batch_size)
+    state, _, _ = run_updates(
         partial(_step, settings),
         _initial(settings, key, jnp.asarray(images[:1])),
         (images, abnormal.astype(np.float32), weights.astype(np.float32)),
-        epochs=settings.epochs,
+        updates=settings.epochs * epoch,
+        window=epoch,
         batch_size=settings.batch_size,
         rng=rng,
     )

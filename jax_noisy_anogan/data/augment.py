@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from jax_noisy_anogan.config import DataConfig
 
@@ -22,7 +22,7 @@ _SEAM = 1 / 64
 class Augmentation:
     """Which changes, and how strong; see the fields of the same names in `DataConfig`.
 
-    `paste_defects` needs other images and their masks: it is left to the pipeline.
+    `paste_defects` and `simulated_defects` need other images: they are left to the pipeline.
     """
 
     flip_horizontal: bool = False
@@ -31,6 +31,7 @@ class Augmentation:
     max_shift: float = 0.0
     brightness: float = 0.0
     paste_defects: float = 0.0
+    simulated_defects: float = 0.0
 
     @classmethod
     def from_config(cls, config: DataConfig) -> Augmentation:
@@ -41,12 +42,13 @@ class Augmentation:
             max_shift=config.max_shift,
             brightness=config.brightness,
             paste_defects=config.paste_defects,
+            simulated_defects=config.simulated_defects,
         )
 
     @property
     def is_off(self) -> bool:
         """Whether a call changes nothing."""
-        return dataclasses.replace(self, paste_defects=0.0) == Augmentation()
+        return dataclasses.replace(self, paste_defects=0.0, simulated_defects=0.0) == Augmentation()
 
     def __call__(
         self,
@@ -62,7 +64,19 @@ class Augmentation:
         Returns:
           The changed image; a shift repeats the border pixels.
         """
-        horizontal, vertical, turn, down, right, brighter = draws
+        image = self.move(image, draws)
+        if self.brightness:
+            changed = image + 255 * self.brightness * (2 * draws[5] - 1)
+            image = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+        return image
+
+    def move(
+        self,
+        image: UInt8[np.ndarray, "side side channels"],
+        draws: Sequence[float],
+    ) -> UInt8[np.ndarray, "side side channels"]:
+        """What a call does to the place of every pixel: the mask of an image moves with it."""
+        horizontal, vertical, turn, down, right, _ = draws
         if self.flip_horizontal and horizontal < 0.5:
             image = image[:, ::-1]
         if self.flip_vertical and vertical < 0.5:
@@ -72,9 +86,6 @@ class Augmentation:
         if self.max_shift:
             shift = (2 * np.array([down, right]) - 1) * self.max_shift * len(image)
             image = _shifted(image, np.rint(shift).astype(int))
-        if self.brightness:
-            changed = image + 255 * self.brightness * (2 * brighter - 1)
-            image = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
         return image
 
 

@@ -1,7 +1,6 @@
 """TensorFlow Datasets builders: they write a source's pyramid as array_record.
 
-Importing this module imports TFDS; `writing.py` and `dataset.py` do so only when records are
-written or read.
+Importing this module imports TFDS; `records.py` does so only when records are written or read.
 One builder config is one part of a data set (bounded memory, and the unit of a restart), and one
 split is one resolution, so that reading 4 x 4 never touches larger pictures. Images are PNG bytes:
 TFDS encodes arrays with TensorFlow, which is not needed here.
@@ -21,11 +20,16 @@ from jax_noisy_anogan.data.examples import Example, Source
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One example as PNG bytes of every resolution."""
+    """One example as PNG bytes of every resolution.
+
+    Attributes:
+      own_mask: the mask in the image's own pixels, of `pyramid.encode_bits`; empty without defect.
+    """
 
     example: Example
     images: dict[int, bytes]
     masks: dict[int, bytes]
+    own_mask: bytes = b""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data.decode import decode_image
+from jax_noisy_anogan.data.decode import Pixels, decode_image
 from jax_noisy_anogan.data.examples import Example, Source
 from jax_noisy_anogan.data.folders import Listing, open_root
 from jax_noisy_anogan.errors import DataError
@@ -34,6 +34,7 @@ def caltech256(root: Path, config: DataConfig) -> Source:
     listing = Listing(top, skip=config.on_bad_image == "skip")
     found: list[tuple[str, Path]] = []
     names = []
+    listing.leave_out(top, listing.folders(top))
     for folder in listing.folders(top):
         if not _CATEGORY.fullmatch(folder.name):
             listing.reject(folder, "not a category folder NNN.name")
@@ -45,9 +46,8 @@ def caltech256(root: Path, config: DataConfig) -> Source:
         Example(
             listing.id_of(path),
             label_of[name],
-            partial(
-                decode_image, path, channels=config.channels, max_pixels=config.max_image_pixels
-            ),
+            partial(decode_image, path, Pixels.of(config)),
+            path=path,
         )
         for name, path in found
     ]

@@ -10,6 +10,7 @@ from jax_noisy_anogan.data.caltech256 import caltech256
 from jax_noisy_anogan.data.examples import Source
 from jax_noisy_anogan.data.image_folder import image_folder
 from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.runtime.files import user_path
 
 
 def open_source(config: DataConfig, *, resolution: int) -> Source:
@@ -28,10 +29,10 @@ def open_source(config: DataConfig, *, resolution: int) -> Source:
         from jax_noisy_anogan.data.synthetic import synthetic
 
         return synthetic(config, resolution=resolution)
-    if config.name == "ir_mnist" and config.generated_images:
+    if config.name == "ir_mnist" and config.ir_mnist.generated_images:
         return ir_mnist.generated(source_root(config) if config.root else None, config)
     if config.name == "mnist" and not config.root:
-        cache = Path(config.cache_dir).expanduser().resolve()
+        cache = user_path(config.cache_dir, "config.data.cache_dir").resolve()
         return mnist.mnist(mnist.download(cache / "mnist-download"))
     root = source_root(config)
     if config.name == "mnist":
@@ -53,4 +54,4 @@ def source_root(config: DataConfig) -> Path:
         raise DataError(
             f"config.data.root is not set: {config.name} needs the folder of its source files"
         )
-    return Path(config.root).expanduser().resolve()
+    return user_path(config.root, "config.data.root").resolve()

@@ -11,29 +11,28 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import pyramid
+from jax_noisy_anogan.data import pyramid, survey
 from jax_noisy_anogan.data.augment import Augmentation
 from jax_noisy_anogan.data.catalog import open_source
 from jax_noisy_anogan.data.examples import Source
+from jax_noisy_anogan.data.frame import fit_square, framed, scaled_size
 from jax_noisy_anogan.data.writing import (
-    _HEADER,
     FORMAT,
-    _exclusive,
-    _part_name,
-    _read_json,
-    _write,
+    HEADER,
+    OWN_MASKS,
+    exclusive,
+    part_name,
+    read_json,
+    write_records,
 )
 from jax_noisy_anogan.errors import DataError
-from jax_noisy_anogan.runtime.files import digest
-
-if TYPE_CHECKING:
-    pass
+from jax_noisy_anogan.runtime.files import UNREADABLE, digest, user_path, write_text
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,17 @@ class Dataset:
       has_mask: whether the example's mask is known (normal examples have an empty one).
       sizes: width and height of the source file in pixels.
       modes: pixel format of the source file, in Pillow's names.
+      contents: a hash of each example's pixels before they are prepared.
+      groups: examples of the same object share a text; "" where nothing is known.
       cells: class of each cell of a puzzle image, or None.
-      resolution: largest prepared resolution.
-      tiles_per_side: how many of the model's tiles span one image; 1 unless the model is tiled.
+      resolution: largest prepared resolution: the side of the images, which are squares; where they
+        keep their shape (`keeps_shape`) that of the model's tiles.
+      tiles_per_side: how many of the model's tiles span one square image; 1 unless it is tiled.
       augmentation: of training images, as the config asks.
       left_out: files that were skipped, with reasons.
+      remarks: what was chosen from the files, and what the settings lose, in words.
+      fit: how images became square, or "scale": then they differ in size.
+      scale: with "scale", pixels of a file, on a side, per pixel of the largest resolution.
       path: folder of the records.
     """
 
@@ -75,6 +80,8 @@ class Dataset:
     has_mask: Bool[np.ndarray, " n"]
     sizes: Int[np.ndarray, "n 2"]
     modes: tuple[str, ...]
+    contents: tuple[str, ...]
+    groups: tuple[str, ...]
     cells: Int[np.ndarray, "n rows columns"] | None
     resolution: int
     channels: int
@@ -82,6 +89,9 @@ class Dataset:
     tiles_per_side: int
     augmentation: Augmentation
     left_out: tuple[LeftOut, ...]
+    remarks: tuple[str, ...]
+    fit: str
+    scale: float
     path: Path
     _parts: tuple[tuple[Path, int], ...] = dataclasses.field(repr=False)
 
@@ -93,14 +103,33 @@ class Dataset:
         """The prepared resolutions, largest first."""
         return pyramid.levels(self.resolution)
 
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether images keep the shape of their files, so that they differ in size."""
+        return self.fit == "scale"
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the model looks at tiles of an image, instead of a whole one."""
+        return self.keeps_shape or self.tiles_per_side > 1
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Height and width of an image at the largest resolution."""
+        if not self.keeps_shape:
+            return self.resolution, self.resolution
+        width, height = self.sizes[index].tolist()
+        return scaled_size(height, width, self.scale)
+
     def write_report(self) -> Path:
         """Write `left_out` as lines of `file: reason` beside the records, and return the path."""
         report = self.path / "left_out.txt"
-        report.write_text("".join(f"{item.file}: {item.reason}\n" for item in self.left_out))
+        write_text(report, "".join(f"{item.file}: {item.reason}\n" for item in self.left_out))
         return report
 
     def source(self, resolution: int) -> LevelSource:
         """Random access to the images of one resolution, each uint8 [r, r, channels] in 0..255.
+
+        Images that keep their shape are [height, width, channels], so that a tile is [r, r].
 
         Raises:
           DataError: the resolution was not prepared.
@@ -115,7 +144,7 @@ class Dataset:
     def images(
         self, indices: Sequence[int] | Int[np.ndarray, " n"], resolution: int
     ) -> UInt8[np.ndarray, "n resolution resolution channels"]:
-        """The images at `indices`, in their order, 0..255.
+        """The images at `indices`, in their order, 0..255; those that keep their shape stretched.
 
         Raises:
           DataError: the resolution was not prepared, or a record is damaged.
@@ -123,7 +152,7 @@ class Dataset:
         source = self.source(resolution)
         images = np.empty((len(indices), resolution, resolution, self.channels), np.uint8)
         for row, index in enumerate(indices):
-            images[row] = source[int(index)]
+            images[row] = fit_square(source[int(index)], resolution, "stretch")
         return images
 
     def masks(
@@ -132,22 +161,38 @@ class Dataset:
         """True where at least half of a pixel's area is anomalous; None without any masks.
 
         An example whose mask is unknown (`has_mask` is False) gets an empty one: leave it out of
-        pixel metrics. Defects smaller than half a pixel vanish at low resolutions.
+        pixel metrics. Defects smaller than half a pixel vanish at low resolutions; `own_mask` keeps
+        them.
         """
-        coverage = self.mask_coverage(indices, resolution)
-        return None if coverage is None else coverage >= 128
-
-    def mask_coverage(
-        self, indices: Sequence[int] | Int[np.ndarray, " n"], resolution: int
-    ) -> UInt8[np.ndarray, "n resolution resolution"] | None:
-        """Anomalous share of every pixel's area, 0 (none) to 255 (all); None without any masks."""
         if not self.has_masks:
             return None
         source = self.source(resolution)
-        masks = np.empty((len(indices), resolution, resolution), np.uint8)
+        masks = np.empty((len(indices), resolution, resolution), bool)
         for row, index in enumerate(indices):
-            masks[row] = source.mask(int(index))
+            covered = source.mask(int(index))[..., None]
+            masks[row] = fit_square(covered, resolution, "stretch")[..., 0] >= 128
         return masks
+
+    def own_mask(self, index: int) -> Bool[np.ndarray, "height width"]:
+        """The mask of an example in its source's own pixels, in the frame that `fit` shows.
+
+        Empty where there is no defect in that frame, or the mask is unknown (`has_mask`).
+
+        Raises:
+          DataError: the masks are damaged.
+        """
+        part, row = self.source(self.resolution).place(index)
+        path = self._parts[part][0] / OWN_MASKS
+        try:
+            with np.load(path, allow_pickle=False) as masks:
+                if str(row) in masks.files:
+                    return pyramid.decode_bits(masks[str(row)].tobytes())
+        except (*UNREADABLE, SyntaxError) as error:
+            raise DataError(
+                f"{path} is damaged ({error}): delete the folder and prepare again"
+            ) from error
+        width, height = self.sizes[index]
+        return framed(np.zeros((height, width), bool), self.fit)
 
 
 class LevelSource:
@@ -162,11 +207,11 @@ class LevelSource:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "r r channels"]:
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """The image of record `index`; `DataError` where the record is damaged."""
         return self._decode(index, "image")
 
-    def mask(self, index: int) -> UInt8[np.ndarray, "r r"]:
+    def mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
         """Covered share of each pixel of record `index`, 0..255."""
         return self._decode(index, "mask")[..., 0]
 
@@ -182,12 +227,17 @@ class LevelSource:
             self._opened[part] = opened
             return record
 
-    def _decode(self, index: int, feature: str) -> np.ndarray:
+    def place(self, index: int) -> tuple[int, int]:
+        """The part that holds record `index`, and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return part, index - int(self._starts[part])
+
+    def _decode(self, index: int, feature: str) -> np.ndarray:
+        part, row = self.place(index)
         try:
-            record = self._record(part, index - int(self._starts[part]))
+            record = self._record(part, row)
             return pyramid.decode_png(record[feature])
         except (OSError, ValueError, SyntaxError, RuntimeError) as error:
             raise DataError(
@@ -216,6 +266,7 @@ def load_dataset(config: DataConfig, *, resolution: int, progress: bool = True) 
     """Open the prepared records of `config`, writing them first where they are missing.
 
     Args:
+      config: what it leaves to the data is chosen first, see `survey.measured`.
       resolution: the model's largest resolution, a power of two from 4 to 1024.
       progress: show a progress bar on standard error while writing.
 
@@ -225,12 +276,15 @@ def load_dataset(config: DataConfig, *, resolution: int, progress: bool = True) 
     model_resolution = resolution
     resolution = image_resolution(config, model_resolution)
     source = open_source(config, resolution=resolution)
+    found = survey.measured(config, source, resolution=resolution)
+    if found.config != config:
+        config, source = found.config, open_source(found.config, resolution=resolution)
     folder = prepared_folder(config, source, resolution=resolution)
-    if not (folder / _HEADER).exists():
-        with _exclusive(folder):
-            if not (folder / _HEADER).exists():
-                _write(config, source, folder, resolution, progress)
-    return _open(config, folder, model_resolution, source.rejected)
+    if not (folder / HEADER).exists():
+        with exclusive(folder):
+            if not (folder / HEADER).exists():
+                write_records(config, source, folder, resolution, found.most_pixels, progress)
+    return _open(config, folder, model_resolution, source.rejected, found.remarks)
 
 
 def image_resolution(config: DataConfig, resolution: int) -> int:
@@ -258,19 +312,26 @@ def prepared_folder(config: DataConfig, source: Source, *, resolution: int) -> P
         source.fingerprint,
         resolution,
         config.channels,
-        config.fit,
+        f"scale {config.scale}" if config.fit == "scale" else config.fit,
         config.local_contrast,
         config.max_image_pixels,
+        config.black_level,
+        config.white_level,
         config.on_bad_image,
     )
-    return Path(config.cache_dir).expanduser().resolve() / f"{config.name}-{stamp}"
+    cache = user_path(config.cache_dir, "config.data.cache_dir").resolve()
+    return cache / f"{config.name}-{stamp}"
 
 
 def _open(
-    config: DataConfig, folder: Path, model_resolution: int, rejected: Sequence[tuple[str, str]]
+    config: DataConfig,
+    folder: Path,
+    model_resolution: int,
+    rejected: Sequence[tuple[str, str]],
+    remarks: tuple[str, ...],
 ) -> Dataset:
-    header = _read_json(folder / _HEADER)
-    parts = [_read_json(folder / f"{_part_name(n)}.json") for n in range(header["parts"])]
+    header = read_json(folder / HEADER)
+    parts = [read_json(folder / f"{part_name(n)}.json") for n in range(header["parts"])]
 
     def column(name: str) -> list[Any]:
         return [value for part in parts for value in part[name]]
@@ -285,6 +346,8 @@ def _open(
         has_mask=np.asarray(column("has_mask"), bool),
         sizes=np.asarray(column("sizes"), np.int64).reshape(-1, 2),
         modes=tuple(column("modes")),
+        contents=tuple(column("digests")),
+        groups=tuple(column("groups")),
         cells=np.asarray(column("cells"), np.int64) if column("cells") else None,
         resolution=header["resolution"],
         channels=header["channels"],
@@ -292,6 +355,9 @@ def _open(
         tiles_per_side=header["resolution"] // model_resolution,
         augmentation=Augmentation.from_config(config),
         left_out=tuple(LeftOut(*item) for item in [*rejected, *column("left_out")]),
+        remarks=remarks,
+        fit=config.fit,
+        scale=config.scale,
         path=folder,
         _parts=tuple((folder / part["path"], len(part["ids"])) for part in parts if part["ids"]),
     )

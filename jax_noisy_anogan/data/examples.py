@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from jax_noisy_anogan.errors import DataError
-
-MARKS = ("", "train", "test", "unlabeled")
 
 
 class BadImageError(DataError):
@@ -31,12 +30,14 @@ class Picture:
       mask: True where a pixel is anomalous; None where no mask is known.
       mode: how the file stored its pixels, in Pillow's names ("L", "RGB", "I;16", ...).
       size: width and height in the source, where `image` is not as large.
+      beyond_white: whether values above `data.white_level` were taken for white.
     """
 
     image: UInt8[np.ndarray, "height width channels"]
     mask: Bool[np.ndarray, "height width"] | None = None
     mode: str = "L"
     size: tuple[int, int] | None = None
+    beyond_white: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Example:
       load: decodes the image; raises `BadImageError`.
       mark: the official part ("train", "test"), "unlabeled", or "" where there is none.
       cells: class of every cell of a puzzle image, or None.
+      path: of its image file, where it has one.
+      group: examples of the same object share it; "" where nothing is known.
     """
 
     id: str
@@ -56,6 +59,8 @@ class Example:
     load: Callable[[], Picture]
     mark: str = ""
     cells: Int[np.ndarray, "rows columns"] | None = None
+    path: Path | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)

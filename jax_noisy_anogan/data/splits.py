@@ -8,22 +8,28 @@ setting does not reshuffle the choices of another.
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from absl import logging
+from jaxtyping import Bool, Float, Int
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data import look_alikes
+from jax_noisy_anogan.data import near_duplicates
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.errors import DataError
 
 _NONE = np.zeros(0, np.int64)
+
+
+class EmptyPartError(DataError):
+    """A division leaves no image to train on or to test."""
+
+
 PARTS = (
     "train_normal",
     "train_known_abnormal",
@@ -77,10 +83,6 @@ class Split:
             "abnormal_in_test": [self.ids[i] for i in self.test if self.is_abnormal[i]],
         }
 
-    def write(self, path: Path) -> None:
-        """Write `to_json` to a file."""
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-
 
 def make_split(dataset: Dataset, config: DataConfig) -> Split:
     """Divide `dataset` by the protocol of its name.
@@ -88,17 +90,156 @@ def make_split(dataset: Dataset, config: DataConfig) -> Split:
     Raises:
       DataError: a part that must not be empty would be, or a class is unknown.
     """
-    examples = Examples(
-        dataset.ids, dataset.labels, dataset.class_names, dataset.marks, dataset.normal_classes
-    )
+    examples = _examples(dataset)
     if config.name in ("mnist5k", "mnist"):
         return one_class(examples, config)
     if config.name == "caltech256":
         return caltech(examples, config)
-    if config.keep_together:
-        images = look_alikes.thumbnails(dataset, np.arange(len(dataset)))
-        groups = look_alikes.groups(images, config.keep_together)
-        examples = dataclasses.replace(examples, groups=groups)
+    examples = _with_named_groups(examples, dataset, config)
+    if not config.keep_together:
+        return layout(examples, config)
+    return _near_duplicates_together(dataset, examples, config)
+
+
+def for_testing(dataset: Dataset, config: DataConfig, *, calibrate: bool) -> Split:
+    """Of an image folder that no run was trained on: all labelled images are tested.
+
+    Args:
+      calibrate: half of every kind of image validates instead, look-alikes on one side.
+
+    Raises:
+      EmptyPartError: nothing is left to test.
+    """
+    examples = _examples(dataset)
+    if calibrate:
+        examples = _with_named_groups(examples, dataset, config)
+        if config.keep_together:
+            examples = _with_look_alikes(examples, _thumbnails(dataset), config.keep_together)
+    named = np.array(examples.class_names)[examples.labels]
+    unlabeled = examples.marked("unlabeled")
+    is_abnormal = ~np.isin(named, examples.normal_classes) & ~unlabeled
+    test, parts = np.flatnonzero(~unlabeled), {False: _NONE, True: _NONE}
+    if calibrate:
+        for label in np.unique(examples.labels[test]):
+            kind = test[examples.labels[test] == label]
+            half = _chosen(
+                kind, len(kind) // 2, examples.groups, config.split_seed, "calibration", int(label)
+            )
+            abnormal = bool(is_abnormal[kind[0]])
+            parts[abnormal] = _joined([parts[abnormal], half])
+        calibrating = _joined(parts.values())
+        test = np.setdiff1d(test, calibrating)
+        if examples.groups is not None:
+            test = _unlike(test, calibrating, examples.groups)
+    if len(test) == 0:
+        raise EmptyPartError("no labelled image is left to test: check --data and its folders")
+    grouping = f"; {examples.grouping}" if calibrate and examples.grouping else ""
+    return Split(
+        protocol=(
+            f"new images: half of every kind calibrates, the rest is tested{grouping}"
+            if calibrate
+            else "new images, judged by the thresholds of the run"
+        ),
+        ids=examples.ids,
+        is_abnormal=is_abnormal,
+        train_normal=_NONE,
+        train_known_abnormal=_NONE,
+        validation_normal=parts[False],
+        validation_known_abnormal=parts[True],
+        test=test,
+    )
+
+
+def _examples(dataset: Dataset) -> Examples:
+    return Examples(
+        dataset.ids, dataset.labels, dataset.class_names, dataset.marks, dataset.normal_classes
+    )
+
+
+def _with_named_groups(examples: Examples, dataset: Dataset, config: DataConfig) -> Examples:
+    named = _named_groups(dataset, config)
+    if named is None:
+        return examples
+    return dataclasses.replace(examples, groups=named, grouping="images of one object together")
+
+
+def _thumbnails(dataset: Dataset) -> Float[np.ndarray, "n pixels"]:
+    return near_duplicates.thumbnails(dataset, np.arange(len(dataset)))
+
+
+def _with_look_alikes(
+    examples: Examples, images: Float[np.ndarray, "n pixels"], at_least: float
+) -> Examples:
+    """Also images that correlate at least so much together, unless most of them do."""
+    groups = near_duplicates.groups(images, at_least)
+    if np.bincount(groups).max() > len(groups) / 2:
+        return examples
+    if examples.groups is not None:
+        groups = near_duplicates.joined(groups, examples.groups)
+    grouping = [examples.grouping, f"images that correlate {at_least:.4g} together"]
+    return dataclasses.replace(examples, groups=groups, grouping="; ".join(filter(None, grouping)))
+
+
+def _named_groups(dataset: Dataset, config: DataConfig) -> Int[np.ndarray, " n"] | None:
+    """Groups that the table of the data set or `group_pattern` names; None where neither does.
+
+    Raises:
+      DataError: the pattern matches no image.
+    """
+    numberings = []
+    if config.group_pattern:
+        matches = [re.search(config.group_pattern, id_) for id_ in dataset.ids]
+        if not any(matches):
+            raise DataError(
+                f"config.data.group_pattern {config.group_pattern!r} matches no image, as "
+                f"{dataset.ids[0]}"
+            )
+        numberings.append(_numbers([match and match[match.re.groups and 1] for match in matches]))
+    if any(dataset.groups):
+        numberings.append(_numbers(dataset.groups))
+    return near_duplicates.joined(*numberings) if numberings else None
+
+
+def _numbers(names: Sequence[str | None]) -> Int[np.ndarray, " n"]:
+    """A number per name; what has none is a group of its own."""
+    numbers: dict[object, int] = {}
+    keys = (name or (index,) for index, name in enumerate(names))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
+# Each halves the distance to equal images.
+_STRICTER = 4
+
+
+def _near_duplicates_together(dataset: Dataset, examples: Examples, config: DataConfig) -> Split:
+    """`layout` with near duplicates on one side, as far as they can be told from other images.
+
+    Photographs of aligned parts correlate with each other however different the parts are. Where
+    more than half of the images fall into one group, or a part stays empty, stricter correlations
+    are tried, and in the end none.
+    """
+    images = _thumbnails(dataset)
+    for halvings in range(_STRICTER):
+        at_least = 1 - (1 - config.keep_together) / 2**halvings
+        together = _with_look_alikes(examples, images, at_least)
+        if together is examples:
+            continue
+        try:
+            split = layout(together, config)
+        except EmptyPartError:
+            continue
+        if halvings:
+            logging.warning(
+                "most images correlate %.4g with each other, as photographs of aligned parts do: "
+                "those that correlate %.4g count as near duplicates",
+                config.keep_together,
+                at_least,
+            )
+        return split
+    logging.warning(
+        "images correlate with each other as photographs of aligned parts do: near duplicates "
+        "cannot be told from them, and config.data.keep_together has no effect"
+    )
     return layout(examples, config)
 
 
@@ -110,6 +251,7 @@ class Examples:
       marks: "train", "test", "unlabeled" or "" per example.
       normal_classes: names that the data set itself declares normal.
       groups: a number per example; those that share it fall to one part. None: each on its own.
+      grouping: what they have in common, in words.
     """
 
     ids: tuple[str, ...]
@@ -118,6 +260,7 @@ class Examples:
     marks: tuple[str, ...] = ()
     normal_classes: tuple[str, ...] = ()
     groups: Int[np.ndarray, " n"] | None = None
+    grouping: str = ""
 
     def marked(self, mark: str) -> Bool[np.ndarray, " n"]:
         """Which examples carry `mark`."""
@@ -151,6 +294,8 @@ def layout(examples: Examples, config: DataConfig) -> Split:
     marked "test", all those marked "train" train; where none is (IR-MNIST), `train_fraction` of
     them. Images marked "unlabeled" join the training images; whether they are abnormal is unknown.
 
+    Abnormal images marked "train" are the known ones, and never tested.
+
     Look-alikes stay together: shares are met to within one group of them, and where classes or
     official parts divide a group, its images leave the held-out parts.
     """
@@ -171,7 +316,8 @@ def layout(examples: Examples, config: DataConfig) -> Split:
         is_abnormal,
         train=train,
         test_normal=np.setdiff1d(np.flatnonzero(normal), train),
-        test_abnormal=np.flatnonzero(is_abnormal),
+        test_abnormal=np.flatnonzero(is_abnormal & ~examples.marked("train")),
+        known_only=np.flatnonzero(is_abnormal & examples.marked("train")),
         unlabeled=np.flatnonzero(unlabeled),
         config=config,
     )
@@ -196,18 +342,26 @@ def caltech(examples: Examples, config: DataConfig) -> Split:
     chosen = _choose_categories(examples, config)
     is_abnormal = ~np.isin(labels, chosen)
     known_pool = _known_pool(examples, np.flatnonzero(is_abnormal), config)
-    inliers = [np.flatnonzero(labels == label)[: config.images_per_category] for label in chosen]
+    inliers = [
+        np.flatnonzero(labels == label)[: config.caltech256.images_per_category] for label in chosen
+    ]
     all_clutter = np.flatnonzero(labels == examples.class_names.index(CLUTTER))
 
     def divide(known: Int[np.ndarray, " k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         clutter = np.setdiff1d(all_clutter, known)
-        if config.held_out:
+        if config.caltech256.held_out:
             train = _joined(
-                _head(_shuffled(part, seed, "train", config.repeat), config.train_fraction)
+                _head(
+                    _shuffled(part, seed, "train", config.caltech256.repeat), config.train_fraction
+                )
                 for part in inliers
             )
             tested = np.setdiff1d(_joined(inliers), train)
-            return train, _shuffled(tested, seed, "test", config.repeat)[: len(clutter)], clutter
+            return (
+                train,
+                _shuffled(tested, seed, "test", config.caltech256.repeat)[: len(clutter)],
+                clutter,
+            )
         count = sum(map(len, inliers))
         each = len(clutter) // len(inliers) if count > len(clutter) else count
         train = _joined(part[:each] for part in inliers)
@@ -220,10 +374,11 @@ def caltech(examples: Examples, config: DataConfig) -> Split:
         train, _, _ = divide(known)
         known = _pick_known(known_pool, examples, _unlabelled_count(train, config), config)
     train, tested, clutter = divide(known)
-    outliers = _shuffled(clutter, seed, "outliers", config.repeat)[: len(tested)]
+    outliers = _shuffled(clutter, seed, "outliers", config.caltech256.repeat)[: len(tested)]
+    protocol = "held out" if config.caltech256.held_out else "transductive"
     names = ", ".join(examples.class_names[label] for label in chosen)
     return _finish(
-        f"Caltech-256, {'held out' if config.held_out else 'transductive'}: normal {names}",
+        f"Caltech-256, {protocol}: normal {names}",
         examples,
         is_abnormal,
         train=train,
@@ -231,7 +386,7 @@ def caltech(examples: Examples, config: DataConfig) -> Split:
         test=_joined([tested, outliers]),
         contaminants=np.setdiff1d(np.flatnonzero(is_abnormal), _joined([known, outliers])),
         config=config,
-        transductive=not config.held_out,
+        transductive=not config.caltech256.held_out,
     )
 
 
@@ -246,13 +401,14 @@ def _choose_categories(examples: Examples, config: DataConfig) -> list[int]:
         for label, name in enumerate(examples.class_names)
         if name != CLUTTER and counts[label] >= CALTECH_SMALLEST
     ]
-    if len(large) < config.categories:
+    if len(large) < config.caltech256.categories:
         raise DataError(
-            f"config.data.categories is {config.categories}: only {len(large)} categories have "
-            f"{CALTECH_SMALLEST} images, as every category of the complete Caltech-256 has"
+            f"config.data.caltech256.categories is {config.caltech256.categories}: only "
+            f"{len(large)} categories have {CALTECH_SMALLEST} images, as every category of the "
+            "complete Caltech-256 has"
         )
-    order = _shuffled(np.array(large), config.split_seed, "categories", config.repeat)
-    return sorted(int(label) for label in order[: config.categories])
+    order = _shuffled(np.array(large), config.split_seed, "categories", config.caltech256.repeat)
+    return sorted(int(label) for label in order[: config.caltech256.categories])
 
 
 def _divide(
@@ -264,13 +420,22 @@ def _divide(
     test_normal: Int[np.ndarray, " b"],
     test_abnormal: Int[np.ndarray, " c"],
     config: DataConfig,
-    unlabeled: Int[np.ndarray, " d"] | None = None,
+    unlabeled: Int[np.ndarray, " d"] = _NONE,
+    known_only: Int[np.ndarray, " e"] = _NONE,
 ) -> Split:
-    """Known abnormal and contaminating images leave `test_abnormal`; the rest is tested."""
-    extra = _NONE if unlabeled is None else unlabeled
-    count = _unlabelled_count(train, config) + len(extra)
-    pool = _known_pool(examples, test_abnormal, config)
-    known = _pick_known(pool, examples, count, config)
+    """Known abnormal and contaminating images leave `test_abnormal`; the rest is tested.
+
+    Args:
+      known_only: abnormal images that may be known but not tested; where there are any, they are
+        the only ones that may be known.
+    """
+    count = _unlabelled_count(train, config) + len(unlabeled)
+    pool = _known_pool(examples, known_only if len(known_only) else test_abnormal, config)
+    by_share = not (config.known_abnormal_count or config.known_abnormal_ratio)
+    if len(known_only) and by_share and config.known_abnormal_fraction:
+        known = pool
+    else:
+        known = _pick_known(pool, examples, count, config, train)
     return _finish(
         protocol,
         examples,
@@ -279,7 +444,7 @@ def _divide(
         known=known,
         test=_joined([test_normal, np.setdiff1d(test_abnormal, known)]),
         contaminants=np.setdiff1d(test_abnormal, known),
-        unlabeled=extra,
+        unlabeled=unlabeled,
         config=config,
     )
 
@@ -294,18 +459,22 @@ def _finish(
     test: Int[np.ndarray, " c"],
     contaminants: Int[np.ndarray, " d"],
     config: DataConfig,
-    unlabeled: Int[np.ndarray, " e"] | None = None,
+    unlabeled: Int[np.ndarray, " e"] = _NONE,
     transductive: bool = False,
 ) -> Split:
     """Carve validation out of the training shares, contaminate, and limit the test part."""
     seed, groups = config.split_seed, examples.groups
     held = _chosen(train, _validation_count(len(train), config), groups, seed, "validation")
     count = _validation_count(len(known), config)
+    unlabelled = _joined([np.setdiff1d(train, held), unlabeled])
     if groups is None:
         held_known = _every_class(known, examples.labels, seed, count)
     else:
-        held_known = _chosen(known, count, groups, seed, "validation")
-    unlabelled = _joined([np.setdiff1d(train, held), _NONE if unlabeled is None else unlabeled])
+        # A defect of an object whose flawless photographs validate validates too.
+        validates = _alike(known, held, groups)
+        free = np.setdiff1d(known, _alike(known, _joined([held, unlabelled]), groups))
+        further = _chosen(free, max(count - len(validates), 0), groups, seed, "validation")
+        held_known = _joined([validates, further])
     hidden = _contamination(contaminants, len(unlabelled), config)
     unlabelled, test = _joined([unlabelled, hidden]), np.setdiff1d(test, hidden)
     training_known = np.setdiff1d(known, held_known)
@@ -315,13 +484,14 @@ def _finish(
         test = _unlike(test, _joined([training, held, held_known]), groups)
     test = _limit_test(test, examples.labels, is_abnormal, config)
     if len(unlabelled) == 0 or len(test) == 0:
-        raise DataError(
+        raise EmptyPartError(
             f"{protocol}: {len(unlabelled)} training and {len(test)} test images are too few; "
-            "check the folder, config.data.train_fraction and config.data.keep_together"
+            "check the folder, config.data.train_fraction"
+            + (f" and groups ({examples.grouping})" if examples.grouping else "")
         )
     return Split(
         protocol=f"{protocol}; split seed {seed}"
-        + ("" if groups is None else f"; images that correlate {config.keep_together} together"),
+        + (f"; {examples.grouping}" if examples.grouping else ""),
         ids=examples.ids,
         is_abnormal=is_abnormal,
         train_normal=unlabelled,
@@ -367,13 +537,23 @@ def _pick_known(
     examples: Examples,
     unlabelled: int,
     config: DataConfig,
+    train: Int[np.ndarray, " k"] = _NONE,
 ) -> Int[np.ndarray, " m"]:
     """Known abnormal images by number, by ratio (gamma_l of Deep SAD), or by share of a class.
 
     Args:
       unlabelled: how many normal and unlabelled images train, without contamination.
+      train: normal training images; abnormal ones of their groups are taken first, since they
+        cannot be tested.
     """
-    seed = config.split_seed
+    seed, groups = config.split_seed, examples.groups
+
+    def choose(pool: Int[np.ndarray, " n"], count: int, label: int) -> Int[np.ndarray, " m"]:
+        alike = _NONE if groups is None else _alike(pool, train, groups)
+        first = _chosen(alike, min(count, len(alike)), groups, seed, "known", label)
+        others, left = np.setdiff1d(pool, alike), max(count - len(first), 0)
+        return _joined([first, _chosen(others, left, groups, seed, "known", label)])
+
     count = config.known_abnormal_count
     if config.known_abnormal_ratio:
         # Contamination counts as unlabelled, and a share of the known images validates.
@@ -384,12 +564,9 @@ def _pick_known(
     if count == 0:
         labels = examples.labels[pool]
         return _joined(
-            _chosen(
+            choose(
                 pool[labels == label],
                 round(config.known_abnormal_fraction * np.count_nonzero(labels == label)),
-                examples.groups,
-                seed,
-                "known",
                 int(label),
             )
             for label in np.unique(labels)
@@ -399,7 +576,7 @@ def _pick_known(
             f"{count} known abnormal images are asked for, only {len(pool)} exist: lower "
             "config.data.known_abnormal_count or known_abnormal_ratio"
         )
-    return np.sort(_chosen(pool, count, examples.groups, seed, "known", config.repeat))
+    return choose(pool, count, config.caltech256.repeat)
 
 
 def _contamination(
@@ -491,6 +668,15 @@ def _chosen(
     totals = np.cumsum([0, *sizes[order]])
     taken = max(int(np.argmin(np.abs(totals - count))), min(count, 1))
     return indices[np.isin(member, order[:taken])]
+
+
+def _alike(
+    images: Int[np.ndarray, " n"],
+    others: Int[np.ndarray, " k"],
+    groups: Int[np.ndarray, " all"],
+) -> Int[np.ndarray, " m"]:
+    """Those of `images` that share a group with `others`."""
+    return images[np.isin(groups[images], groups[others])]
 
 
 def _unlike(

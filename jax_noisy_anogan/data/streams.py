@@ -8,14 +8,15 @@ the state is one number per stream: it survives other minibatches, resolutions a
 from __future__ import annotations
 
 import functools
+import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jax_noisy_anogan.data.crops import _Change, _defects, _Images
+from jax_noisy_anogan.data.crops import Change, Image, Images, Shown, defects_of
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.errors import DataError
@@ -30,11 +31,15 @@ class TrainingBatch(NamedTuple):
     """One process' share of a global minibatch, 0..255.
 
     Attributes:
-      abnormal: as many known abnormal images, or None where the objective has no use for them.
+      abnormal: as many known or simulated abnormal images, or None where the objective has no use
+        for them.
+      masks: the defective share of every pixel of `abnormal`; empty where it is unknown. None
+        unless they are asked for.
     """
 
     normal: UInt8[np.ndarray, "local_batch resolution resolution channels"]
     abnormal: UInt8[np.ndarray, "local_batch resolution resolution channels"] | None
+    masks: UInt8[np.ndarray, "local_batch resolution resolution"] | None = None
 
 
 class TrainingStreams(Iterator[TrainingBatch]):
@@ -43,11 +48,13 @@ class TrainingStreams(Iterator[TrainingBatch]):
     Batches are augmented as `dataset.augmentation` says.
 
     Args:
-      resolution: of the images; a prepared one. With `dataset.tiles_per_side` above 1, batches
-        hold random crops of this size out of images that are so many times larger.
+      resolution: of the images; a prepared one. Where `dataset.is_tiled`, batches hold random crops
+        of this size out of larger images.
       minibatch: global minibatch, over all processes.
       seed: of the order of the images; at most 2**31 - 1.
-      with_abnormal: whether batches carry known abnormal images.
+      with_abnormal: whether batches carry abnormal images; with `data.simulated_defects` at 1 all
+        of them are simulated, and no known one is needed.
+      with_masks: whether they carry the masks of those.
       process_index, process_count: this process among those that train together.
       to_device: what becomes of every batch ahead of its turn, in the reading threads: hands its
         arrays to the accelerator, as `jax.device_put` does, so that a step never waits for that.
@@ -67,6 +74,7 @@ class TrainingStreams(Iterator[TrainingBatch]):
         minibatch: int,
         seed: int,
         with_abnormal: bool,
+        with_masks: bool = False,
         process_index: int = 0,
         process_count: int = 1,
         to_device: Callable[[TrainingBatch], TrainingBatch] | None = None,
@@ -81,31 +89,35 @@ class TrainingStreams(Iterator[TrainingBatch]):
             raise DataError(f"process {process_index} of {process_count}: expected a lower index")
         self._minibatch = minibatch
         self._to_device = to_device
-        parts = {"normal": split.train_normal}
-        if with_abnormal:
-            parts["abnormal"] = split.train_known_abnormal
+        self._with_masks = with_masks
+        parts = _parts(dataset, split, with_abnormal)
         local = minibatch // process_count
         side = resolution * dataset.tiles_per_side
-        images = {
-            name: _readable(dataset, indices, side, memory_bytes)
-            for name, indices in parts.items()
-            if _nonempty(name, indices)
-        }
+        normal = _readable(dataset, parts["normal"], side, memory_bytes)
+        images = {"normal": normal}
+        changes = {"normal": Change(dataset, resolution, seed, "normal")}
+        if with_abnormal:
+            known = parts["abnormal"]
+            # Where all defects are simulated, the stream counts through the normal images.
+            all_simulated = known is parts["normal"]
+            images["abnormal"] = (
+                normal if all_simulated else _readable(dataset, known, side, memory_bytes)
+            )
+            changes["abnormal"] = Change(
+                dataset,
+                resolution,
+                seed,
+                "abnormal",
+                defects=None if all_simulated else defects_of(dataset, known, side, with_masks),
+                backgrounds=normal,
+                background_count=len(parts["normal"]),
+            )
         self._streams = {
             name: _Stream(
                 images[name],
                 order=_Order(len(indices), seed, name),
                 local=slice(process_index * local, (process_index + 1) * local),
-                change=_Change(
-                    dataset.augmentation,
-                    resolution,
-                    dataset.tiles_per_side,
-                    seed,
-                    name,
-                    _defects(dataset, indices, side) if name == "abnormal" else None,
-                    images["normal"],
-                    len(split.train_normal),
-                ),
+                change=changes[name],
             )
             for name, indices in parts.items()
         }
@@ -155,17 +167,31 @@ class TrainingStreams(Iterator[TrainingBatch]):
         )
 
         def batch(number: int) -> TrainingBatch:
-            images = {
+            shown = {
                 name: stream.batch(starts[name] + int(number) * self._minibatch)
                 for name, stream in self._streams.items()
             }
-            return TrainingBatch(images["normal"], images.get("abnormal"))
+            if "abnormal" not in shown:
+                return TrainingBatch(shown["normal"].image, None)
+            abnormal, masks = shown["abnormal"]
+            kept = masks if self._with_masks else None
+            return TrainingBatch(shown["normal"].image, abnormal, kept)
 
         numbers = grain.MapDataset.range(2**31 - 1)
         batches = numbers.map(batch)
         if self._to_device is not None:
             batches = batches.map(self._to_device)
         return iter(batches.to_iter_dataset(options))
+
+
+class _KeptImages:
+    """Images of different sizes in memory."""
+
+    def __init__(self, images: list[Image]):
+        self._images = images
+
+    def __getitem__(self, rows: Int[np.ndarray, " n"]) -> Sequence[Image]:
+        return [self._images[row] for row in rows]
 
 
 class _RecordImages:
@@ -175,27 +201,38 @@ class _RecordImages:
         self._source = dataset.source(resolution)
         self._indices = indices
 
-    def __getitem__(self, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n r r c"]:
-        return np.stack([self._source[int(self._indices[row])] for row in rows])
+    def __getitem__(self, rows: Int[np.ndarray, " n"]) -> Sequence[Image]:
+        return [self._source[int(self._indices[row])] for row in rows]
 
 
 def _readable(
     dataset: Dataset, indices: Int[np.ndarray, " n"], resolution: int, memory_bytes: int
-) -> _Images:
+) -> Images:
     # Decoding one small record costs more Python than a training step leaves time for; whatever
     # fits in memory is decoded once.
-    if len(indices) * resolution**2 * dataset.channels <= memory_bytes:
-        return dataset.images(indices, resolution)
-    return _RecordImages(dataset, indices, resolution)
+    share = (resolution / dataset.resolution) ** 2 * dataset.channels
+    if sum(math.prod(dataset.shape(int(index))) * share for index in indices) > memory_bytes:
+        return _RecordImages(dataset, indices, resolution)
+    if dataset.keeps_shape:
+        source = dataset.source(resolution)
+        return _KeptImages([source[int(index)] for index in indices])
+    return dataset.images(indices, resolution)
 
 
-def _nonempty(name: str, indices: Int[np.ndarray, " n"]) -> bool:
-    if len(indices) == 0:
-        raise DataError(
-            f"the split holds no {name} training image: give more images, or for abnormal ones "
-            "raise config.data.known_abnormal_fraction or set config.loss.gamma to 1"
-        )
-    return True
+def _parts(dataset: Dataset, split: Split, with_abnormal: bool) -> dict[str, Int[np.ndarray, " n"]]:
+    """The images of every stream; where all abnormal ones are simulated, the normal ones again."""
+    parts = {"normal": split.train_normal}
+    if with_abnormal:
+        all_simulated = dataset.augmentation.simulated_defects == 1.0
+        parts["abnormal"] = split.train_normal if all_simulated else split.train_known_abnormal
+    for name, indices in parts.items():
+        if len(indices) == 0:
+            raise DataError(
+                f"the split holds no {name} training image: give more images, or for abnormal "
+                "ones raise config.data.known_abnormal_fraction, set config.data."
+                "simulated_defects to 1, or config.loss.gamma to 1"
+            )
+    return parts
 
 
 class _Order:
@@ -227,7 +264,7 @@ class _Order:
 class _Stream:
     """Batches of one part, by the position of their first record."""
 
-    def __init__(self, images: _Images, *, order: _Order, local: slice, change: _Change):
+    def __init__(self, images: Images, *, order: _Order, local: slice, change: Change):
         self._images = images
         self._order = order
         self._local = local
@@ -235,13 +272,16 @@ class _Stream:
 
     @property
     def in_memory(self) -> bool:
-        return isinstance(self._images, np.ndarray)
+        return not isinstance(self._images, _RecordImages)
 
-    def batch(self, start: int) -> UInt8[np.ndarray, "local r r c"]:
+    def batch(self, start: int) -> Shown:
+        """Images and masks that begin at this position, stacked."""
         positions = slice(start + self._local.start, start + self._local.stop)
         rows = self._order[positions]
         images = self._images[rows]
         if self._change.is_off:
-            return images
+            whole = np.asarray(images)
+            return Shown(whole, np.zeros(whole.shape[:3], np.uint8))
         numbered = zip(images, rows, range(positions.start, positions.stop), strict=True)
-        return np.stack([self._change(*item) for item in numbered])
+        shown = [self._change(*item) for item in numbered]
+        return Shown(*(np.stack(column) for column in zip(*shown, strict=True)))

@@ -11,9 +11,11 @@ from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw
 from rich.table import Table
 
+from jax_noisy_anogan import pictures
 from jax_noisy_anogan.config import PUBLISHED_SPLITS
-from jax_noisy_anogan.data import look_alikes
+from jax_noisy_anogan.data import near_duplicates
 from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.folders import OTHER_ENDING
 from jax_noisy_anogan.data.splits import PARTS, Split
 
 # Table 1: name, images, classes.
@@ -30,7 +32,7 @@ _ROWS = 16
 _THUMBNAIL = 96
 _FEW_ROWS = 6
 _CAPTION = 14
-_RED = np.array([255, 0, 0])
+_RED = (255, 0, 0)
 
 
 def table_1(dataset: Dataset) -> Table:
@@ -71,11 +73,20 @@ def properties(dataset: Dataset, split: Split) -> Table:
     return table
 
 
+def left_out_by_kind(dataset: Dataset) -> str:
+    """How many files were left out, by the kind of their reason; what follows a colon is not."""
+    kinds = (
+        item.reason if item.reason.startswith(OTHER_ENDING) else item.reason.partition(": ")[0]
+        for item in dataset.left_out
+    )
+    return f"{len(dataset.left_out):,}: {_counted(kinds)}"
+
+
 def _seen(dataset: Dataset, split: Split) -> str:
     trained = np.concatenate([split.train_normal, split.train_known_abnormal])
-    tested, training = (look_alikes.thumbnails(dataset, part) for part in (split.test, trained))
-    count = int(look_alikes.seen(tested, training, look_alikes.SAME).sum())
-    return f"{count:,} of {len(split.test):,} correlate {look_alikes.SAME} or more"
+    tested, training = (near_duplicates.thumbnails(dataset, part) for part in (split.test, trained))
+    count = int(near_duplicates.seen(tested, training, near_duplicates.SAME).sum())
+    return f"{count:,} of {len(split.test):,} correlate {near_duplicates.SAME} or more"
 
 
 def pixel_statistics(dataset: Dataset, indices: Int[np.ndarray, " n"]) -> tuple[float, float]:
@@ -140,34 +151,25 @@ def contact_sheet(dataset: Dataset, path: Path) -> None:
         shown = indices[np.linspace(0, len(indices) - 1, min(_COLUMNS, len(indices))).astype(int)]
         for column, thumbnail in enumerate(_thumbnails(dataset, shown, side)):
             sheet.paste(Image.fromarray(thumbnail), (column * cell + 2, top + _CAPTION))
-    sheet.save(path)
+    pictures.save_png(path, np.asarray(sheet))
 
 
 def _thumbnails(
     dataset: Dataset, indices: np.ndarray, side: int
-) -> list[UInt8[np.ndarray, "side side 3"]]:
+) -> list[UInt8[np.ndarray, "height width 3"]]:
+    """Pictures whose longer side is `side`."""
     level = min((r for r in dataset.resolutions if r >= side), default=dataset.resolution)
-    images = dataset.images(indices, level)
-    masks = dataset.mask_coverage(indices, level)
-    thumbnails = []
-    for row, image in enumerate(images):
-        picture = np.broadcast_to(image, (level, level, 3)).copy()
-        if masks is not None:
-            picture[_outline(masks[row] > 0)] = _RED
-        enlarge = level < side
-        method = Image.Resampling.NEAREST if enlarge else Image.Resampling.BOX
-        resized = Image.fromarray(picture).resize((side, side), method)
-        thumbnails.append(np.asarray(resized))
+    source, thumbnails = dataset.source(level), []
+    for index in map(int, indices):
+        image = source[index]
+        picture = pictures.as_rgb(image)
+        if dataset.has_masks:
+            picture = pictures.outlined(image, source.mask(index) > 0, line=_RED, width=2)
+        share = side / max(image.shape[:2])
+        method = Image.Resampling.NEAREST if share > 1 else Image.Resampling.BOX
+        width, height = (max(1, round(share * image.shape[axis])) for axis in (1, 0))
+        thumbnails.append(np.asarray(Image.fromarray(picture).resize((width, height), method)))
     return thumbnails
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """The pixels just outside the mask, so that the defect itself stays visible."""
-    grown = np.pad(mask, 2)
-    shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
-    side = len(mask)
-    around = [grown[2 + dy : 2 + dy + side, 2 + dx : 2 + dx + side] for dy, dx in shifts]
-    return np.logical_or.reduce(around) & ~mask
 
 
 def _class_counts(dataset: Dataset, indices: np.ndarray) -> np.ndarray:

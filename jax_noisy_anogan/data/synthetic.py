@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.examples import Example, Picture, Source
@@ -25,19 +25,20 @@ _SCALE = 1024
 
 
 def synthetic(config: DataConfig, *, resolution: int) -> Source:
-    """`synthetic_images` flawless and `synthetic_abnormal_images` defective surfaces.
+    """Flawless and defective surfaces, as many as `data.synthetic` says.
 
-    The kinds of defect take turns. Every surface depends on `source_seed` and its number only; it
-    is drawn at `resolution` unless `synthetic_side` says otherwise.
+    The kinds of defect take turns. Every surface depends on `synthetic.seed` and its number only;
+    it is made at `resolution` unless `synthetic.side` says otherwise.
     """
-    side = config.synthetic_side or resolution
+    made = config.synthetic
     examples = []
-    for number in range(config.synthetic_images + config.synthetic_abnormal_images):
-        turn = number - config.synthetic_images
+    for number in range(made.images + made.abnormal_images):
+        turn = number - made.images
         label = 0 if turn < 0 else 1 + turn % len(DEFECTS)
-        key = (config.source_seed, zlib.crc32(config.texture.encode()), number)
-        load = partial(_load, config.texture, label, side, config.channels, key)
-        examples.append(Example(f"{config.texture}/{CLASS_NAMES[label]}/{number:05d}", label, load))
+        key = (made.seed, zlib.crc32(made.texture.encode()), number)
+        side, channels = made.side or resolution, config.channels or 1
+        load = partial(_load, made.texture, label, side, channels, key)
+        examples.append(Example(f"{made.texture}/{CLASS_NAMES[label]}/{number:05d}", label, load))
     return Source(
         builder="synthetic",
         class_names=CLASS_NAMES,
@@ -45,11 +46,11 @@ def synthetic(config: DataConfig, *, resolution: int) -> Source:
         examples=examples,
         fingerprint=digest(
             "synthetic",
-            config.texture,
-            config.synthetic_images,
-            config.synthetic_abnormal_images,
-            config.source_seed,
-            config.synthetic_side,
+            made.texture,
+            made.images,
+            made.abnormal_images,
+            made.seed,
+            made.side,
         ),
         has_masks=True,
     )

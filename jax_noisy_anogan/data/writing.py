@@ -1,10 +1,9 @@
-"""Writing prepared records: decode once, every resolution, go on after a kill."""
+"""Preparing a data set: decode once, write every resolution as records, go on after a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib
 import io
@@ -22,24 +21,27 @@ from jaxtyping import UInt8
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import pyramid
 from jax_noisy_anogan.data.examples import BadImageError, Example, Picture, Source
-from jax_noisy_anogan.data.preprocess import prepared
+from jax_noisy_anogan.data.frame import framed
+from jax_noisy_anogan.data.preprocess import fitted_mask, prepared
 from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.runtime import files
+from jax_noisy_anogan.runtime.progress import ProgressLine
 
 if TYPE_CHECKING:
     from jax_noisy_anogan.data import builders
 
-FORMAT = 2
+FORMAT = 3
 PART_BYTES = 64 * 2**20
-_HEADER = "dataset.json"
+HEADER = "dataset.json"
+OWN_MASKS = "own_masks.npz"
 
 
 @contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, so that processes of one run do not write the same records twice."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.try_lock(folder / "lock", wait=True):
             yield
     except OSError as error:
         raise DataError(
@@ -48,20 +50,32 @@ def _exclusive(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(
-    config: DataConfig, source: Source, folder: Path, resolution: int, progress: bool
+def write_records(
+    config: DataConfig,
+    source: Source,
+    folder: Path,
+    resolution: int,
+    most_pixels: int,
+    progress: bool,
 ) -> None:
+    """Write all records of a source.
+
+    Args:
+      most_pixels: of an image at its largest resolution.
+    """
     # TFDS writes into such a folder and renames it; a killed process leaves it behind.
     for stale in folder.rglob("incomplete.*"):
         shutil.rmtree(stale)
-    per_part = max(1, PART_BYTES // (resolution * resolution * config.channels))
+    per_part = max(1, PART_BYTES // (most_pixels * config.channels))
     starts = range(0, len(source.examples), per_part)
     parts: list[dict[str, Any]] = []
     # TFDS replaces Python's import while it is imported, which breaks the bar's own thread (seen
     # once): it has to be there before the bar is.
     importlib.import_module("jax_noisy_anogan.data.builders")
-    with _progress_bar(len(source.examples), f"preparing {config.name}", progress) as advance:
-        encoder = _Encoder(config, source, resolution, advance)
+    with ProgressLine(
+        f"preparing {config.name}", total=len(source.examples), unit="images", show=progress
+    ) as line:
+        encoder = _Encoder(config, source, resolution, line.advance)
         for number, start in enumerate(starts):
             examples = source.examples[start : start + per_part]
             parts.append(_write_part(encoder, folder, number, examples))
@@ -76,16 +90,16 @@ def _write(
         "has_masks": source.has_masks,
         "parts": len(parts),
     }
-    _write_json(folder / _HEADER, header)
+    files.write_text(folder / HEADER, json.dumps(header))
 
 
 def _write_part(
     encoder: _Encoder, folder: Path, number: int, examples: Sequence[Example]
 ) -> dict[str, Any]:
     """Write one part, or recall it where an earlier, interrupted preparation finished it."""
-    columns_path = folder / f"{_part_name(number)}.json"
+    columns_path = folder / f"{part_name(number)}.json"
     if columns_path.exists():
-        values = _read_json(columns_path)
+        values = read_json(columns_path)
         encoder.recall(values)
         encoder.advance(len(examples))
         return values
@@ -97,7 +111,7 @@ def _write_part(
     values = {**dataclasses.asdict(columns), "path": ""}
     if encoded:
         part_config = builders.PartConfig(
-            name=_part_name(number),
+            name=part_name(number),
             source=encoder.source,
             resolution=encoder.resolution,
             channels=encoder.config.channels,
@@ -108,8 +122,13 @@ def _write_part(
                 data_dir=str(folder), config=part_config
             )
             builder.download_and_prepare(file_format="array_record")
+        own = {str(k): item.own_mask for k, item in enumerate(encoded) if item.own_mask}
+        files.save_npz(
+            Path(builder.data_path) / OWN_MASKS,
+            **{row: np.frombuffer(png, np.uint8) for row, png in own.items()},
+        )
         values["path"] = os.path.relpath(builder.data_path, folder)
-    _write_json(columns_path, values)
+    files.write_text(columns_path, json.dumps(values))
     return values
 
 
@@ -124,6 +143,7 @@ class _Columns:
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     modes: list[str] = dataclasses.field(default_factory=list)
     digests: list[str] = dataclasses.field(default_factory=list)
+    groups: list[str] = dataclasses.field(default_factory=list)
     cells: list[list[list[int]]] = dataclasses.field(default_factory=list)
     left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
@@ -163,7 +183,7 @@ class _Encoder:
             columns.left_out.append((error.file, error.reason))
             return None
         if content in self._seen:
-            reason = f"same content as {self._seen[content][0]}, of the same class and part"
+            reason = f"same content, class and part as another: {self._seen[content][0]}"
             columns.left_out.append((example.id, reason))
             return None
         if self.source.check_duplicates:
@@ -177,7 +197,7 @@ class _Encoder:
         earlier = self._seen.get(key)
         if earlier is not None and earlier[1:] != (example.label, example.mark):
             raise BadImageError(
-                example.id, f"same content as {earlier[0]}, of another class or part"
+                example.id, f"same content as one of another class or part: {earlier[0]}"
             )
         return key
 
@@ -190,6 +210,7 @@ class _Encoder:
         columns.sizes.append(picture.size or (width, height))
         columns.modes.append(picture.mode)
         columns.digests.append(content)
+        columns.groups.append(example.group)
         if example.cells is not None:
             columns.cells.append(example.cells.tolist())
 
@@ -201,30 +222,26 @@ class _Encoder:
             image = np.repeat(image[..., :1], self.config.channels, axis=-1)
         images = self._pyramid(prepared(image, self.resolution, self.config))
         masks: dict[int, bytes] = {}
+        own = b""
         if self.source.has_masks:
             mask = np.zeros(image.shape[:2], bool) if picture.mask is None else picture.mask
-            masks = self._pyramid(pyramid.mask_square(mask, self.resolution, self.config.fit))
-        return Encoded(example, images, masks)
+            masks = self._pyramid(fitted_mask(mask, self.resolution, self.config))
+            shown = framed(mask, self.config.fit)
+            own = pyramid.encode_bits(shown) if shown.any() else b""
+        return Encoded(example, images, masks, own)
 
-    def _pyramid(self, top: UInt8[np.ndarray, "r r c"]) -> dict[int, bytes]:
+    def _pyramid(self, top: UInt8[np.ndarray, "rows columns c"]) -> dict[int, bytes]:
         return {
-            r: pyramid.encode_png(pyramid.area_average(top, r))
+            r: pyramid.encode_png(pyramid.block_average(top, self.resolution // r))
             for r in pyramid.levels(self.resolution)
         }
 
 
-def _part_name(number: int) -> str:
+def part_name(number: int) -> str:
     return f"part_{number:05d}"
 
 
-def _write_json(path: Path, value: Any) -> None:
-    """Write through a neighbour and rename, so that an interrupt never leaves half a file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value))
-    partial.replace(path)
-
-
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -247,17 +264,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, text: str, show: bool) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress, TimeRemainingColumn
-
-    columns = (
-        *Progress.get_default_columns()[:-1],
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda count: bar.advance(task, count)

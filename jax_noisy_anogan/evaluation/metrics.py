@@ -7,7 +7,7 @@ image therefore does not flag that image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import nan
 from typing import NamedTuple
 
@@ -15,10 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn import metrics as sklearn_metrics
 
-from jax_noisy_anogan.scoring.calibration import decide
-
-Map = Float[np.ndarray, "height width"]
-Mask = Bool[np.ndarray, "height width"]
+from jax_noisy_anogan.scoring.thresholds import decide
 
 
 class ImageMetrics(NamedTuple):
@@ -127,7 +124,7 @@ def image_intervals(
     last_of_ties = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
     flagged = np.count_nonzero(decide(ordered, threshold))
     values = []
-    for chosen in _resamples(len(scores), is_abnormal, seed, resamples):
+    for chosen in bootstrap_samples(len(scores), is_abnormal, seed, resamples):
         weight = np.bincount(chosen, minlength=len(scores))[order]
         true = np.concatenate(([0], np.cumsum(weight * abnormal)))
         false = np.concatenate(([0], np.cumsum(weight * ~abnormal)))
@@ -142,41 +139,10 @@ def image_intervals(
                 f1_at,
             )
         )
-    return ImageIntervals(*(_percentiles(column, level) for column in zip(*values, strict=True)))
+    return ImageIntervals(*(percentiles(column, level) for column in zip(*values, strict=True)))
 
 
-def bootstrap_interval(
-    statistic: Callable[..., float],
-    *arrays: np.ndarray,
-    seed: int,
-    resamples: int = 1000,
-    level: float = 0.95,
-    strata: np.ndarray | None = None,
-) -> Interval:
-    """Percentile bootstrap of any statistic.
-
-    Args:
-      statistic: called with the resampled arrays.
-      arrays: equally long, resampled together along their first axis.
-      seed: the same seed draws the same resamples.
-      level: coverage that is aimed at.
-      strata: resample within each of its values, so that every resample keeps the classes' sizes
-        (for AUROC: `is_abnormal`). For `image_metrics` prefer `image_intervals`, which is faster.
-
-    Raises:
-      ValueError: no array is given, lengths differ, or an array is empty.
-    """
-    lengths = {len(array) for array in arrays} | ({len(strata)} if strata is not None else set())
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"arrays of lengths {sorted(lengths)}: expected equal lengths above 0")
-    values = [
-        statistic(*(array[chosen] for array in arrays))
-        for chosen in _resamples(lengths.pop(), strata, seed, resamples)
-    ]
-    return _percentiles(values, level)
-
-
-def _resamples(
+def bootstrap_samples(
     count: int, strata: np.ndarray | None, seed: int, resamples: int
 ) -> Iterator[Int[np.ndarray, " n"]]:
     rng = np.random.default_rng(seed)
@@ -189,7 +155,7 @@ def _resamples(
         yield np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
 
 
-def _percentiles(values: Sequence[float], level: float) -> Interval:
+def percentiles(values: Sequence[float], level: float) -> Interval:
     tail = (1 - level) / 2
     low, high = np.quantile(np.asarray(values, float), (tail, 1 - tail))
     return Interval(float(low), float(high))

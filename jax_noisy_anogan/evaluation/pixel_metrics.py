@@ -7,16 +7,23 @@ from math import nan
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy import ndimage  # type: ignore[import-untyped]
+from jaxtyping import Bool, Float, Int
 
-from jax_noisy_anogan.evaluation.metrics import Interval, Map, Mask, _percentiles, _resamples
+from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.frame import enlarged
+from jax_noisy_anogan.evaluation.held_out import Seen
+from jax_noisy_anogan.evaluation.metrics import Interval, bootstrap_samples, percentiles
+from jax_noisy_anogan.scoring.regions import labelled
 
-# Pixels that touch at a corner belong to one region, as in the evaluation of MVTec AD.
-_NEIGHBOURS = np.ones((3, 3), bool)
 # Bins of `PixelMetrics`: sign, exponent and this many further bits of the pixels' float32 value,
 # once for the sums and once for the single images that are resampled.
 _FINE_BITS, _COARSE_BITS = 10, 5
+
+# Pixels of a mask that are looked at; a larger one is looked at in blocks.
+_MOST_PIXELS = 2**24
+
+Map = Float[np.ndarray, "height width"]
+Mask = Bool[np.ndarray, "height width"]
 
 
 class PixelResult(NamedTuple):
@@ -44,23 +51,6 @@ class PixelIntervals(NamedTuple):
 
     auroc: Interval
     aupro: Interval
-
-
-def pixel_auroc(maps: Sequence[Map], masks: Sequence[Mask]) -> float:
-    """AUROC over all pixels, exact; for what fits in memory, else `PixelMetrics`.
-
-    Args:
-      maps: larger where a pixel looks abnormal; images may differ in size.
-      masks: True at the defective pixels; none in a normal image.
-    """
-    counts = _exact_counts(maps, masks)
-    return _area(counts.flawless, counts.defective, 1.0)[0]
-
-
-def aupro(maps: Sequence[Map], masks: Sequence[Mask], *, max_fpr: float = 0.3) -> float:
-    """Per-region overlap integrated to `max_fpr`, exact; see `PixelResult`."""
-    counts = _exact_counts(maps, masks)
-    return _area(counts.flawless, counts.overlap, max_fpr)[0]
 
 
 class PixelMetrics:
@@ -126,7 +116,7 @@ class PixelMetrics:
             overlap[row, columns] = counts.overlap
         strata = np.array([defect for defect, _ in self._images])
         areas = []
-        for chosen in _resamples(len(strata), strata, seed, resamples):
+        for chosen in bootstrap_samples(len(strata), strata, seed, resamples):
             weight = np.bincount(chosen, minlength=len(strata)).astype(float)
             false = weight @ flawless
             areas.append(
@@ -135,7 +125,7 @@ class PixelMetrics:
                     _area(false, weight @ overlap, self._max_fpr)[0],
                 )
             )
-        return PixelIntervals(*(_percentiles(column, level) for column in zip(*areas, strict=True)))
+        return PixelIntervals(*(percentiles(column, level) for column in zip(*areas, strict=True)))
 
     def _result(self, defects: list[str]) -> PixelResult:
         found = [self._totals[name] for name in defects if name in self._totals]
@@ -154,6 +144,43 @@ class PixelMetrics:
         )
 
 
+class MaskedPixels:
+    """Pixel metrics of test images whose masks are known, at the masks' own resolution.
+
+    Attributes:
+      metrics: of the images so far.
+      empty: ids of abnormal images that are left out, because their masks show no defect.
+    """
+
+    def __init__(self, dataset: Dataset, is_abnormal: Bool[np.ndarray, " all"]):
+        self._dataset, self._is_abnormal = dataset, is_abnormal
+        self.metrics, self.empty = PixelMetrics(), list[str]()
+
+    def __call__(self, seen: Seen) -> None:
+        """Count a test image."""
+        dataset, index = self._dataset, seen.example
+        abnormal = bool(self._is_abnormal[index])
+        if abnormal and not dataset.has_mask[index]:
+            return
+        mask = _bounded(dataset.own_mask(index))
+        if abnormal and not mask.any():
+            self.empty.append(dataset.ids[index])
+            return
+        name = dataset.class_names[dataset.labels[index]] if abnormal else ""
+        self.metrics.update(enlarged(seen.map, mask.shape), mask, name)
+
+
+def _bounded(mask: Mask) -> Mask:
+    """A mask of at most 16 million pixels: blocks of a larger one, defective where any pixel is."""
+    block = int(np.ceil(np.sqrt(mask.size / _MOST_PIXELS)))
+    if block <= 1:
+        return mask
+    missing = [(0, -size % block) for size in mask.shape]
+    height, width = (size // block for size in np.add(mask.shape, [pad for _, pad in missing]))
+    blocks = np.pad(mask, missing).reshape(height, block, width, block)
+    return np.asarray(blocks.any(axis=(1, 3)))
+
+
 class _Counts(NamedTuple):
     """Pixels per value, or bin of values, in ascending order; empty bins are left out.
 
@@ -170,15 +197,15 @@ class _Counts(NamedTuple):
 
 
 def _count(keys: Int[np.ndarray, "height width"], mask: Mask, bins: int) -> _Counts:
-    labels, regions = ndimage.label(mask, _NEIGHBOURS)
+    labels, areas = labelled(mask)
     inside = labels[mask]
-    share = 1.0 / np.maximum(np.bincount(inside, minlength=regions + 1), 1)
+    share = 1.0 / np.maximum(areas, 1)
     every = np.bincount(keys.ravel(), minlength=bins)
     defective = np.bincount(keys[mask], minlength=bins)
     overlap = np.bincount(keys[mask], share[inside], minlength=bins)
     used = np.flatnonzero(every)
     return _Counts(
-        used, (every - defective)[used] * 1.0, defective[used] * 1.0, overlap[used], regions
+        used, (every - defective)[used] * 1.0, defective[used] * 1.0, overlap[used], len(areas) - 1
     )
 
 
@@ -189,21 +216,6 @@ def _merged(parts: Sequence[_Counts]) -> _Counts:
         for columns in zip(*(part[1:4] for part in parts), strict=True)
     )
     return _Counts(keys, flawless, defective, overlap, sum(part.regions for part in parts))
-
-
-def _exact_counts(maps: Sequence[Map], masks: Sequence[Mask]) -> _Counts:
-    """Every distinct value is a bin of its own."""
-    if len(maps) != len(masks) or len(maps) == 0:
-        raise ValueError(f"{len(maps)} maps for {len(masks)} masks: expected as many, at least 1")
-    checked = [_checked_map(map, mask) for map, mask in zip(maps, masks, strict=True)]
-    values, place = np.unique(np.concatenate([map.ravel() for map in checked]), return_inverse=True)
-    ends = np.cumsum([map.size for map in checked])[:-1]
-    return _merged(
-        [
-            _count(keys.reshape(mask.shape), np.asarray(mask), len(values))
-            for keys, mask in zip(np.split(place, ends), masks, strict=True)
-        ]
-    )
 
 
 def _area(

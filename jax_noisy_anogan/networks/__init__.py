@@ -1,7 +1,8 @@
-"""The two networks as pure functions of their parameters, one pair per stage of growth."""
+"""The networks as pure functions of their parameters, one set per stage of growth."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,11 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jax_noisy_anogan.networks.discriminator import Discriminator, DiscriminatorOutput
+from jax_noisy_anogan.networks.encoder import Encoder
 from jax_noisy_anogan.networks.generator import Generator, channels_at
+from jax_noisy_anogan.networks.layers import draw_parameters
 
 __all__ = [
     "Discriminator",
     "DiscriminatorOutput",
+    "Encoder",
     "Generator",
     "NetworkParams",
     "Networks",
@@ -30,19 +34,32 @@ Params = dict[str, Any]
 
 
 class NetworkParams(NamedTuple):
-    """Parameter trees of both networks."""
+    """Parameter trees of all networks.
+
+    Attributes:
+      encoder: None where none is trained.
+    """
 
     generator: Params
     discriminator: Params
+    encoder: Params | None = None
+
+    def map(self, function: Callable[..., Any], *others: NetworkParams) -> NetworkParams:
+        """`function` of each network's tree, and of the others' trees in the same place."""
+        places = zip(self, *others, strict=True)
+        return NetworkParams._make(
+            None if tree is None else function(tree, *rest) for tree, *rest in places
+        )
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Generator and discriminator at one stage; hashable, holds no parameters."""
+    """Generator, discriminator and perhaps an encoder at one stage; holds no parameters."""
 
     generator: Generator
     discriminator: Discriminator
     latent_size: int
+    encoder: Encoder | None = None
 
     @property
     def resolution(self) -> int:
@@ -55,11 +72,14 @@ class Networks:
     def init(self, key: PRNGKeyArray) -> NetworkParams:
         """Fresh parameters, float32."""
         key_g, key_d = jax.random.split(key)
-        # Compiled, drawing parameters costs no forward pass: XLA drops what nothing depends on.
-        init_g, init_d = jax.jit(self.generator.init), jax.jit(self.discriminator.init)
-        generator = init_g(key_g, jnp.zeros((1, self.latent_size)))["params"]
-        discriminator = init_d(key_d, jnp.zeros((1, *self.image_shape)))["params"]
-        return NetworkParams(generator, discriminator)
+        image = jnp.zeros((1, *self.image_shape))
+        generator = draw_parameters(self.generator, key_g, jnp.zeros((1, self.latent_size)))
+        discriminator = draw_parameters(self.discriminator, key_d, image)
+        if self.encoder is None:
+            return NetworkParams(generator, discriminator)
+        # From a key of its own, so that G and D begin as they do without an encoder.
+        encoder = draw_parameters(self.encoder, jax.random.fold_in(key, 2), image)
+        return NetworkParams(generator, discriminator, encoder)
 
     def generate(
         self, params: Params, z: Float[Array, "batch latent"], alpha: Float[Array, ""] | float = 1.0
@@ -77,6 +97,21 @@ class Networks:
         """D(x); see `Discriminator`."""
         return self.discriminator.apply({"params": params}, x, alpha, stddev)
 
+    def encode(
+        self,
+        params: Params | None,
+        x: Float[Array, "batch height width channels"],
+        alpha: Float[Array, ""] | float = 1.0,
+    ) -> Float[Array, "batch latent"]:
+        """E(x) on the hypersphere; see `Encoder`.
+
+        Raises:
+          ValueError: there is no encoder.
+        """
+        if self.encoder is None or params is None:
+            raise ValueError("these networks were built or trained without an encoder")
+        return project_to_hypersphere(self.encoder.apply({"params": params}, x, alpha))
+
 
 def build_networks(
     *,
@@ -90,12 +125,18 @@ def build_networks(
     compute_dtype: str = "float32",
     rematerialize: bool = False,
     microbatch: int = 0,
+    dense: bool = False,
+    encoder: bool = False,
 ) -> Networks:
-    """The pair of networks for one stage of growth."""
+    """The networks for one stage of growth; with an encoder if asked for."""
     widths = (resolution, fading, channels, fmap_base, fmap_max)
     how = (jnp.dtype(compute_dtype), rematerialize, microbatch)
+    encodes = Encoder(resolution, fading, latent_size, fmap_base, fmap_max, *how)
     return Networks(
-        Generator(*widths, *how), Discriminator(*widths, stddev_group, *how), latent_size
+        Generator(*widths, *how),
+        Discriminator(*widths, stddev_group, *how, dense),
+        latent_size,
+        encodes if encoder else None,
     )
 
 
@@ -112,6 +153,9 @@ def grow_params(old: Params, fresh: Params) -> Params:
     for name, layer in fresh.items():
         if name not in old:
             grown[name] = layer
+            continue
+        if name == "decoder":
+            grown[name] = grow_params(old[name], layer)
             continue
         had, wanted = (jax.tree.map(jnp.shape, tree) for tree in (old[name], layer))
         if had != wanted:

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 Images = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 
-
 # ---------------------------------------------------------------------------------------------
 # Convolution
 #
@@ -47,7 +46,7 @@ def _packing(x: Images, kernel_width: int, channels: int) -> int:
     """How many neighbours in a row of `x` to take as one pixel; 1 where that would not help."""
     if kernel_width == 1 or channels > _FEW_CHANNELS:
         return 1
-    return _largest_divisor(x.shape[2], _FILLED_CHANNELS // channels)
+    return largest_divisor(x.shape[2], _FILLED_CHANNELS // channels)
 
 
 def _pack(x: Images, neighbours: int) -> Images:
@@ -137,13 +136,13 @@ def _kernel_gradient_in_pieces(
     n, h, w, c = x.shape
     outputs = cotangent.shape[-1]
     margin_h, margin_w = (size // 2 for size in kernel_size)
-    images = _largest_divisor(n, _CACHED_NUMBERS // (h * w * outputs))
+    images = largest_divisor(n, _CACHED_NUMBERS // (h * w * outputs))
     if images >= 2 or n * h * w * outputs <= _CACHED_NUMBERS:
         parts = n // images
         xs = x.reshape(parts, images, h, w, c)
         cotangents = cotangent.reshape(parts, images, h, w, outputs)
     else:
-        rows = _largest_divisor(h, _CACHED_NUMBERS // (n * w * outputs))
+        rows = largest_divisor(h, _CACHED_NUMBERS // (n * w * outputs))
         padded = jnp.pad(x, ((0, 0), (margin_h, margin_h), (0, 0), (0, 0)))
         xs = jnp.stack([padded[:, row : row + rows + 2 * margin_h] for row in range(0, h, rows)])
         cotangents = cotangent.reshape(n, h // rows, rows, w, outputs).swapaxes(0, 1)
@@ -157,25 +156,29 @@ def _kernel_gradient_in_pieces(
     return total.transpose(1, 2, 0, 3)
 
 
-def _largest_divisor(number: int, limit: int) -> int:
+def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit`, and at least 1."""
     return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
 
 
-def _conv2d_forward(x, kernel):
+def _conv2d_forward(x: Images, kernel: Kernel) -> tuple[Images, tuple[Images, Kernel]]:
     return conv2d(x, kernel), (x, kernel)
 
 
-def _conv2d_backward(residuals, cotangent):
+def _conv2d_backward(residuals: tuple[Images, Kernel], cotangent: Images) -> tuple[Images, Kernel]:
     x, kernel = residuals
     return conv2d(cotangent, _flip(kernel)), conv2d_kernel_gradient(x, cotangent, kernel)
 
 
-def _kernel_gradient_forward(x, cotangent, kernel_shape):
+def _kernel_gradient_forward(
+    x: Images, cotangent: Images, kernel_shape: Kernel
+) -> tuple[Kernel, tuple[Images, Images, Kernel]]:
     return conv2d_kernel_gradient(x, cotangent, kernel_shape), (x, cotangent, kernel_shape)
 
 
-def _kernel_gradient_backward(residuals, kernel_cotangent):
+def _kernel_gradient_backward(
+    residuals: tuple[Images, Images, Kernel], kernel_cotangent: Kernel
+) -> tuple[Images, Images, Kernel]:
     x, cotangent, kernel_shape = residuals
     return (
         conv2d(cotangent, _flip(kernel_cotangent)),

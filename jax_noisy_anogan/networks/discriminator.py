@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_noisy_anogan.networks.decoder import Decoder
 from jax_noisy_anogan.networks.generator import channels_at
 from jax_noisy_anogan.networks.layers import (
     EqualizedConv,
@@ -30,11 +31,13 @@ class DiscriminatorOutput(NamedTuple):
       features: activations that enter the block of each resolution, by resolution; all of them lie
         before the minibatch standard deviation, so each image's depend on that image alone.
       stddev: the minibatch standard deviation that was appended.
+      dense: a logit of every pixel, which depends on its image alone; None without a decoder.
     """
 
     logits: Float[Array, " batch"]
     features: dict[int, Float[Array, "batch height width width_at"]]
     stddev: Float[Array, " batch"]
+    dense: Float[Array, "batch height width"] | None = None
 
 
 class Discriminator(nn.Module):
@@ -42,6 +45,7 @@ class Discriminator(nn.Module):
 
     Attributes:
       stddev_group: images per group of the minibatch standard deviation.
+      dense: whether a decoder judges every pixel beside the whole image.
     """
 
     resolution: int
@@ -53,6 +57,7 @@ class Discriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
     rematerialize: bool = False
     microbatch: int = 0
+    dense: bool = False
 
     @nn.compact
     def __call__(
@@ -71,11 +76,12 @@ class Discriminator(nn.Module):
             batch: this is how the network is trained.
         """
 
-        def features_of(self: Discriminator, x: Array) -> dict[int, Array]:
-            return self._features(x, alpha)
+        def features_of(self: Discriminator, x: Array) -> tuple[dict[int, Array], Array | None]:
+            features, skips = self._features(x, alpha)
+            return features, self._decoder()(skips, alpha) if self.dense else None
 
         # Images meet only after their last feature: until there they may pass one by one.
-        features = in_parts(features_of, self, x, self.microbatch)
+        features, dense = in_parts(features_of, self, x, self.microbatch)
         y = features[4]
         if stddev is None:
             statistic = minibatch_stddev(y, self.stddev_group)
@@ -86,32 +92,41 @@ class Discriminator(nn.Module):
 
         width = channels_at(4, self.fmap_base, self.fmap_max)
         y = leaky_relu(self._conv(width, "block_4_conv")(y))
-        dense = EqualizedDense(width, dtype=self.dtype, name="block_4_dense")
-        y = leaky_relu(dense(y.reshape(y.shape[0], -1)))
+        whole = EqualizedDense(width, dtype=self.dtype, name="block_4_dense")
+        y = leaky_relu(whole(y.reshape(y.shape[0], -1)))
         logits = EqualizedDense(1, gain=1.0, dtype=self.dtype, name="logits")(y)
-        return DiscriminatorOutput(at_least_float32(logits[:, 0]), features, statistic)
+        return DiscriminatorOutput(at_least_float32(logits[:, 0]), features, statistic, dense)
 
-    def _features(self, x: Array, alpha: Array | float) -> dict[int, Array]:
-        features = {}
+    def _features(
+        self, x: Array, alpha: Array | float
+    ) -> tuple[dict[int, Array], dict[int, Array | None]]:
+        """`DiscriminatorOutput.features`, and what the decoder takes: one layer further on."""
+        features: dict[int, Array] = {}
+        skips: dict[int, Array | None] = {}
         y = leaky_relu(self._from_rgb(self.resolution)(x))
         resolution = self.resolution
         while resolution > 4:
             features[resolution] = y
             block = functools.partial(Discriminator._block, resolution=resolution)
-            y = (nn.remat(block) if self.rematerialize else block)(self, y)
+            y, skips[resolution] = (nn.remat(block) if self.rematerialize else block)(self, y)
             if self.fading and resolution == self.resolution:
                 old = leaky_relu(self._from_rgb(resolution // 2)(downsample_average(x)))
                 y = crossfade(old, y, alpha)
             resolution //= 2
-        features[4] = y
-        return features
+        features[4] = skips[4] = y
+        return features, skips
 
-    def _block(self, y: Array, resolution: int) -> Array:
+    def _block(self, y: Array, resolution: int) -> tuple[Array, Array | None]:
         width = channels_at(resolution, self.fmap_base, self.fmap_max)
         next_width = channels_at(resolution // 2, self.fmap_base, self.fmap_max)
-        y = leaky_relu(self._conv(width, f"block_{resolution}_conv_0")(y))
-        y = leaky_relu(self._conv(next_width, f"block_{resolution}_conv_1")(y))
-        return downsample_average(y)
+        skip = leaky_relu(self._conv(width, f"block_{resolution}_conv_0")(y))
+        y = leaky_relu(self._conv(next_width, f"block_{resolution}_conv_1")(skip))
+        return downsample_average(y), skip if self.dense else None
+
+    def _decoder(self) -> Decoder:
+        widths = (self.fmap_base, self.fmap_max)
+        how = (self.dtype, self.rematerialize)
+        return Decoder(self.resolution, self.fading, *widths, *how, name="decoder")
 
     def _conv(self, width: int, name: str) -> EqualizedConv:
         return EqualizedConv(width, dtype=self.dtype, name=name)

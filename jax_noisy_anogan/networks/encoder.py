@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,7 +13,9 @@ from jax_noisy_anogan.networks.layers import (
     EqualizedConv,
     EqualizedDense,
     at_least_float32,
+    crossfade,
     downsample_average,
+    in_parts,
     leaky_relu,
 )
 
@@ -19,43 +23,63 @@ from jax_noisy_anogan.networks.layers import (
 class Encoder(nn.Module):
     """The discriminator's blocks, without its minibatch statistic and with latents as output.
 
-    Attributes:
+    It grows as the discriminator does.
+
+    Attributes: as in `Generator`, and
       latent_size: of the generator.
-      fmap_base, fmap_max: widths, see `channels_at`.
-      dtype: of convolutions and dense products.
     """
 
+    resolution: int
+    fading: bool
     latent_size: int
     fmap_base: int = 8192
     fmap_max: int = 512
     dtype: jnp.dtype = jnp.float32
+    rematerialize: bool = False
+    microbatch: int = 0
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"]
+        self,
+        x: Float[Array, "batch height width channels"],
+        alpha: Float[Array, ""] | float = 1.0,
     ) -> Float[Array, "batch latent"]:
-        """Guess latents of images.
+        """Encode images.
 
         Args:
-          x: square images on the pixel scale of training.
+          x: images on the pixel scale of training.
+          alpha: share of the newest block while `fading`, in [0, 1]; otherwise unused.
 
         Returns:
           Latents, float32, of any length: only their direction matters to the generator.
         """
-        resolution = x.shape[1]
-        y = EqualizedConv(self._width(resolution), kernel_size=1, dtype=self.dtype, name="from_rgb")
-        x = leaky_relu(y(x))
-        while resolution > 4:
-            for index, width in enumerate((resolution, resolution // 2)):
-                name = f"block_{resolution}_conv_{index}"
-                x = leaky_relu(EqualizedConv(self._width(width), dtype=self.dtype, name=name)(x))
-            x = downsample_average(x)
-            resolution //= 2
-        x = x.reshape(x.shape[0], -1)
-        dense = EqualizedDense(4 * self.latent_size, dtype=self.dtype, name="block_4_dense")
-        x = leaky_relu(dense(x))
-        output = EqualizedDense(self.latent_size, gain=1.0, dtype=self.dtype, name="latent")
-        return at_least_float32(output(x))
 
-    def _width(self, resolution: int) -> int:
-        return channels_at(resolution, self.fmap_base, self.fmap_max)
+        def encode(self: Encoder, x: Array) -> Array:
+            return self._encode(x, alpha)
+
+        return in_parts(encode, self, x, self.microbatch)
+
+    def _encode(self, x: Array, alpha: Array | float) -> Array:
+        y, resolution = leaky_relu(self._from_rgb(self.resolution)(x)), self.resolution
+        while resolution > 4:
+            block = functools.partial(Encoder._block, resolution=resolution)
+            y = (nn.remat(block) if self.rematerialize else block)(self, y)
+            resolution //= 2
+            if self.fading and 2 * resolution == self.resolution:
+                old = leaky_relu(self._from_rgb(resolution)(downsample_average(x)))
+                y = crossfade(old, y, alpha)
+        y = y.reshape(y.shape[0], -1)
+        dense = EqualizedDense(4 * self.latent_size, dtype=self.dtype, name="block_4_dense")
+        latent = EqualizedDense(self.latent_size, gain=1.0, dtype=self.dtype, name="latent")
+        return at_least_float32(latent(leaky_relu(dense(y))))
+
+    def _block(self, y: Array, resolution: int) -> Array:
+        for index, place in enumerate((resolution, resolution // 2)):
+            width = channels_at(place, self.fmap_base, self.fmap_max)
+            name = f"block_{resolution}_conv_{index}"
+            y = leaky_relu(EqualizedConv(width, dtype=self.dtype, name=name)(y))
+        return downsample_average(y)
+
+    def _from_rgb(self, resolution: int) -> EqualizedConv:
+        width = channels_at(resolution, self.fmap_base, self.fmap_max)
+        return EqualizedConv(width, kernel_size=1, dtype=self.dtype, name=f"from_rgb_{resolution}")

@@ -6,16 +6,18 @@ outputs are float32; only convolutions and dense products run in a module's `dty
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jax_noisy_anogan.networks.convolution import Images, _largest_divisor, conv2d
+from jax_noisy_anogan.networks.convolution import Images, conv2d, largest_divisor
 
 LEAKY_SLOPE = 0.2
 NORM_EPSILON = 1e-8
@@ -113,7 +115,7 @@ def in_parts(
     """
     if not size or x.shape[0] <= size:
         return apply(module, x)
-    images = _largest_divisor(x.shape[0], size)
+    images = largest_divisor(x.shape[0], size)
     parts = x.reshape(-1, images, *x.shape[1:])
     # A loop keeps the second pass apart from the first by itself: no barrier is needed.
     again = nn.remat(apply, prevent_cse=False)
@@ -131,6 +133,52 @@ def in_parts(
 # ---------------------------------------------------------------------------------------------
 
 
+# The collection of the keys that weights are drawn with.
+KEYS = "keys"
+
+
+def standard_normal(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:
+    """A parameter that begins as numbers from N(0, 1).
+
+    In `draw_parameters` it is zero at first, and its key is kept in the collection `KEYS`.
+    """
+    if not module.has_rng(KEYS):
+        return module.param(name, nn.initializers.normal(1.0), shape)
+    module.put_variable(KEYS, name, module.make_rng("params"))
+    zeros = jnp.zeros(shape)
+    module.put_variable("params", name, zeros)
+    return zeros
+
+
+def draw_parameters(module: nn.Module, key: PRNGKeyArray, *inputs: Array) -> Any:
+    """What `module.init` draws, without a program of its own for every weight.
+
+    Compiling one takes about 0.2 s, and a network has dozens. Here weights are the first numbers of
+    longer draws, which have few sizes: with JAX's keys a number depends on its place alone.
+    """
+
+    def prepare(key: PRNGKeyArray) -> tuple[Any, Any]:
+        _, kept = module.apply(
+            {}, *inputs, rngs={"params": key, KEYS: key}, mutable=["params", KEYS]
+        )
+        return kept["params"], kept[KEYS]
+
+    params, keys = jax.jit(prepare)(key)
+    params = flatten_dict(params)
+    drawn = {path: _first_numbers(k, params[path]) for path, k in flatten_dict(keys).items()}
+    return unflatten_dict(params | drawn)
+
+
+def _first_numbers(key: PRNGKeyArray, like: Array) -> Array:
+    numbers = _numbers(key, 1 << (like.size - 1).bit_length())
+    return numbers[: like.size].reshape(like.shape)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _numbers(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
+    return jax.random.normal(key, (count,))
+
+
 class EqualizedConv(nn.Module):
     """Convolution with equalised learning rate and bias (Karras et al., section 4.1).
 
@@ -146,9 +194,7 @@ class EqualizedConv(nn.Module):
     def __call__(self, x: Images) -> Float[Array, "batch height width features"]:
         size = self.kernel_size
         fan_in = size * size * x.shape[-1]
-        weight = self.param(
-            "weight", nn.initializers.normal(1.0), (size, size, x.shape[-1], self.features)
-        )
+        weight = standard_normal(self, "weight", (size, size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel = (weight * (self.gain * fan_in**-0.5)).astype(self.dtype)
         x = x.astype(self.dtype)
@@ -167,7 +213,7 @@ class EqualizedDense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch features"]:
         fan_in = x.shape[-1]
-        weight = self.param("weight", nn.initializers.normal(1.0), (fan_in, self.features))
+        weight = standard_normal(self, "weight", (fan_in, self.features))
         kernel = (weight * (self.gain * fan_in**-0.5)).astype(self.dtype)
         y = x.astype(self.dtype) @ kernel
         if self.use_bias:

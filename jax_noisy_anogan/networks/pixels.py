@@ -7,6 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+ByteImages = UInt8[Array, "batch height width channels"]
+Images = Float[Array, "batch height width channels"]
+
 
 class PixelScale(NamedTuple):
     """How pixels enter the networks: (pixel / 255 - mean) / std; [-1, 1] with `PAPER_SCALE`.

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.runtime.files import digest, write_text
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.runtime.files import digest, try_lock, write_text
 
 Values = dict[str, Any]
 
@@ -34,8 +31,8 @@ class Bench:
       cache_dir: of prepared records; empty takes the configs' own.
       quick: shrink everything, so that the whole reproduction ends within an hour on two cores.
       options: of the experiments: lists of numbers by name.
-      features: what subspace methods see: "" (pixels), "discriminator" (its features after plain
-        AnoGAN's training), or an `.npz` file of `features` and `ids`.
+      features: an `.npz` file that subspace methods take instead of pixels, see
+        `baselines.features`; empty for pixels.
     """
 
     out: Path
@@ -46,8 +43,8 @@ class Bench:
     options: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     features: str = ""
 
-    def config(self, name: str) -> Config:
-        """`get_config()` of a config file, with source folder and cache set.
+    def get_config(self, name: str, *variant: str) -> Any:
+        """`get_config()` of a config file, or `get_config(variant)`.
 
         Raises:
           ConfigError: there is no such file.
@@ -57,7 +54,15 @@ class Bench:
             raise ConfigError(f"--configs {self.configs} holds no {name}.py: name the project's")
         scope: dict[str, Any] = {}
         exec(compile(path.read_text(), str(path), "exec"), scope)
-        config = scope["get_config"]()
+        return scope["get_config"](*variant)
+
+    def config(self, name: str, kind: str = "") -> Config:
+        """The settings of a run by its config file, with source folder and cache set.
+
+        Args:
+          kind: a variant of the file; with `quick`, its variant `kind_quick`, or `quick`.
+        """
+        config = self.get_config(name, "_".join(filter(None, [kind, "quick" * self.quick])))
         assert isinstance(config, Config)
         config.data.root = self.roots.get(name, "")
         config.data.cache_dir = self.cache_dir or config.data.cache_dir
@@ -79,7 +84,7 @@ class Bench:
         """Compute a cell that is missing and keep it; False where another process is about to."""
         path = self._path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(path.with_suffix(".lock")) as held:
+        with try_lock(path.with_suffix(".lock")) as held:
             if not held:
                 return False
             if not path.exists():
@@ -122,15 +127,3 @@ def identity(config: Config) -> dict[str, Any]:
         for name in names:
             del values[section][name]
     return values
-
-
-@contextlib.contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Whether this process is the only one that holds the file; a kill lets it go."""
-    with open(path, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True

@@ -26,7 +26,7 @@ def cells(bench: Bench) -> list[Cell]:
             resolution = trained.dataset.resolution
             values[kind] = {
                 "input": trained.dataset.images(chosen, resolution).tolist(),
-                "generated": [result.drawn.tolist() for result in found],
+                "generated": [result.reconstruction.tolist() for result in found],
                 "scores": [result.terms["score"] for result in found],
             }
         return values

@@ -19,11 +19,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from jax_noisy_anogan import experiment, pictures
-from jax_noisy_anogan.config import Config, DataConfig, validate
-from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
+from jax_noisy_anogan.config import Config, validate
 from jax_noisy_anogan.data.catalog import open_source
+from jax_noisy_anogan.data.dataset import Dataset, load_dataset
 from jax_noisy_anogan.data.examples import Example
 from jax_noisy_anogan.data.ir_mnist import CELL_SIDE, CELLS, SIDE, cell_mask
+from jax_noisy_anogan.data.splits import Split, make_split
 from jax_noisy_anogan.evaluation.metrics import image_metrics
 from jax_noisy_anogan.reproduction import runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
@@ -36,17 +37,16 @@ _SHOWN = 4
 _TILE, _BORDER = 32, 2  # a cell as MNIST's own digits lie: 28 pixels within 32
 _GRID = CELLS * CELL_SIDE
 _TILED_SCORES = ("difference", "score", "discriminator", CALIBRATED)
-_WHOLE_SCORES = ("difference", "evidence")
+_WHOLE_SCORES = ("difference", "attribution")
 _NAMES = {
     "difference": "pixel difference |x - G(z)|",
-    "evidence": "pixel difference weighed by what it does to D (`score.map=evidence`)",
+    "attribution": "pixel difference weighed by what it does to D (`score.map=attribution`)",
     "score": "L' (Eq. 24)",
     "discriminator": "discriminator, -logit D(x)",
     CALIBRATED: "calibrated",
 }
 
 Puzzle = UInt8[np.ndarray, "224 224 1"]
-CellScores = Float[np.ndarray, "puzzles 11 11"]
 
 
 def cells(bench: Bench) -> list[Cell]:
@@ -90,47 +90,15 @@ def results(bench: Bench) -> list[Result]:
 
 
 def puzzle_config(bench: Bench) -> Config:
-    """Whole puzzles: the published files where their folder is given, else drawn from MNIST."""
-    config = bench.config("ir_mnist")
-    if not config.data.root:
-        config = runs.with_data(
-            config,
-            root=bench.roots.get("mnist", ""),
-            generated_images=200 if bench.quick else 5_000,
-            generated_abnormal_images=100 if bench.quick else 1_050,
-        )
-    small = runs.shrunk(config)
-    if bench.quick:
-        growth = dataclasses.replace(
-            small.growth, resolution=64, final_images=2_500, minibatch_default=16
-        )
-        return runs.with_data(
-            dataclasses.replace(small, growth=growth), max_test_images=40, max_validation_images=40
-        )
-    growth = dataclasses.replace(bench.config("mnist").growth, resolution=128)
-    config = dataclasses.replace(small, growth=growth)
-    return runs.with_data(config, max_test_images=400)
+    """Whole puzzles: the published files where their folder is given, else composed from MNIST."""
+    if bench.roots.get("ir_mnist"):
+        return bench.config("ir_mnist")
+    return runs.with_data(bench.config("ir_mnist", "generated"), root=bench.roots.get("mnist", ""))
 
 
 def _tile_settings(bench: Bench) -> Config:
     """Of the tiled mode, without its data."""
-    config = bench.config("mnist5k")
-    if bench.quick:
-        config = runs.shrunk(config)
-        growth = dataclasses.replace(
-            config.growth, resolution=_TILE, final_images=9_000, minibatch_default=16
-        )
-        config = dataclasses.replace(config, growth=growth)
-    data = DataConfig(
-        name="image_folder",
-        cache_dir=config.data.cache_dir,
-        on_bad_image="skip",
-        train_fraction=0.95,
-        known_abnormal_fraction=0.95,
-        max_validation_images=200 if bench.quick else 1_000,
-        max_test_images=20,
-    )
-    return dataclasses.replace(config, data=data)
+    return bench.config("ir_mnist", "tiles")
 
 
 def _tiled_cell(bench: Bench, method: str) -> Cell:
@@ -148,15 +116,19 @@ def _tiled_cell(bench: Bench, method: str) -> Cell:
         examples, known, tested = _parts(puzzles)
         flawless = [e for e in examples if e.label == 0 and e.mark == "train"][:trained_puzzles]
         folder = bench.out / "data" / f"cells-{digest(identified['puzzles'], trained_puzzles)}"
-        _write_cells(folder, flawless, [examples[k] for k in known], puzzles.data.abnormal_digit)
+        _write_cells(
+            folder, flawless, [examples[k] for k in known], puzzles.data.ir_mnist.abnormal_digit
+        )
         config = validate(runs.with_data(settings, root=str(folder)))
         trained, measured = experiment.measure(
             config, bench.out / "runs" / f"{name}-{digest(identified)}", progress=False
         )
         tested = tested[:count]
-        is_three = np.array([_threes(examples[k], puzzles.data.abnormal_digit) for k in tested])
+        is_three = np.array(
+            [_threes(examples[k], puzzles.data.ir_mnist.abnormal_digit) for k in tested]
+        )
         scores: dict[str, list[Float[np.ndarray, " 121"]]] = {s: [] for s in _TILED_SCORES}
-        pictures_of: dict[str, list[Any]] = {"input": [], "drawn": [], "difference": []}
+        pictures_of: dict[str, list[Any]] = {"input": [], "reconstruction": [], "difference": []}
         for number, k in enumerate(tested):
             puzzle = examples[k].load().image[..., :1]
             found = runs.look_at(trained, config, _tiles(puzzle))
@@ -164,12 +136,13 @@ def _tiled_cell(bench: Bench, method: str) -> Cell:
             scores["difference"].append(np.array([m.mean() for m in maps]))
             for name_of in ("score", "discriminator"):
                 scores[name_of].append(np.array([r.terms[name_of] for r in found]))
-            terms = scorer.terms_of(found, measured.maps, config)
+            located = [scorer.locate(r, measured.maps, None, config.score).terms for r in found]
+            terms = {name: np.array([t[name] for t in located]) for name in located[0]}
             scores[CALIBRATED].append(measured.calibration.calibrated(terms))
             if number < shown:
-                drawn = [_uncovered(r.drawn[..., 0].astype(np.float32)) for r in found]
+                whole = [_uncovered(r.reconstruction[..., 0].astype(np.float32)) for r in found]
                 pictures_of["input"].append(puzzle[..., 0].tolist())
-                pictures_of["drawn"].append(np.rint(_stitched(drawn)).astype(int).tolist())
+                pictures_of["reconstruction"].append(np.rint(_stitched(whole)).astype(int).tolist())
                 pictures_of["difference"].append(np.round(_stitched(maps), 3).tolist())
         return {
             **_measured(is_three, scores),
@@ -183,13 +156,13 @@ def _tiled_cell(bench: Bench, method: str) -> Cell:
 
 def _whole_cell(bench: Bench) -> Cell:
     config = runs.with_method(puzzle_config(bench), runs.NOISY)
-    config = dataclasses.replace(config, score=dataclasses.replace(config.score, map="evidence"))
+    config = dataclasses.replace(config, score=dataclasses.replace(config.score, map="attribution"))
     run = runs.run(bench, "figure6-whole", config)
     count = _puzzles(bench)
 
     def compute() -> Values:
         trained = run.trained()
-        dataset, digit = trained.dataset, config.data.abnormal_digit
+        dataset, digit = trained.dataset, config.data.ir_mnist.abnormal_digit
         tested = _tested(dataset, trained.split)[:count]
         found = runs.look(trained, config, tested)
         assert dataset.cells is not None
@@ -201,7 +174,9 @@ def _whole_cell(bench: Bench) -> Cell:
         return {
             **_measured(is_three, scores),
             "pictures": {
-                "drawn": [_enlarged(r.drawn[..., 0]).tolist() for r in found[:_SHOWN]],
+                "reconstruction": [
+                    _enlarged(r.reconstruction[..., 0]).tolist() for r in found[:_SHOWN]
+                ],
                 "difference": [
                     np.round(_enlarged(r.difference), 3).tolist() for r in found[:_SHOWN]
                 ],
@@ -345,13 +320,15 @@ def _picture(bench: Bench, listed: list[Cell]) -> pictures.Picture | None:
     low, high = np.quantile(score, [0.05, 0.98])
     rows = [
         outlined,
-        np.array(tiled["pictures"]["drawn"], np.uint8)[..., None],
+        np.array(tiled["pictures"]["reconstruction"], np.uint8)[..., None],
         pictures.difference_image(np.array(tiled["pictures"]["difference"]), 2.0),
         pictures.colour(heat, low=float(low), high=float(high), name=pictures.DIFFERENCES),
     ]
     labels = ["input, 3s outlined", "tiled: G(z)", "tiled: difference", "tiled: calibrated"]
     if whole is not None:
-        rows.append(np.rint(np.array(whole["pictures"]["drawn"])).astype(np.uint8)[..., None])
+        rows.append(
+            np.rint(np.array(whole["pictures"]["reconstruction"])).astype(np.uint8)[..., None]
+        )
         rows.append(pictures.difference_image(np.array(whole["pictures"]["difference"]), 2.0))
         labels += ["whole: G(z)", "whole: difference"]
     count = min(map(len, rows))

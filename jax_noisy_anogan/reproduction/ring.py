@@ -1,8 +1,8 @@
-"""Figure 3 of the paper on 2-D data; `reproduction.figure3` is its command.
+"""The experiment behind Figure 3: known anomalies subtracted on a ring of Gaussians in the plane.
 
 The images' losses (`losses.py`) train small networks on a ring of Gaussians, one of which is
 abnormal and hides among the normal training data. Here p_d, p_an and the optimum p_g* of Eq. 23 are
-known, so that "the anomalies are subtracted from what G can draw" can be counted.
+known, so that "the anomalies are subtracted from what G can generate" can be counted.
 """
 
 # No `from __future__ import annotations`: ml_collections reads the fields' types, as in `config`.
@@ -15,66 +15,66 @@ import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from matplotlib.colors import LinearSegmentedColormap
 
 from jax_noisy_anogan import losses
-from jax_noisy_anogan.config import PRIORS, Config, OptimConfig, validate
+from jax_noisy_anogan.config import PRIORS, OptimConfig
 from jax_noisy_anogan.networks import NetworkParams, Params, sample_latents
 from jax_noisy_anogan.networks.mlp import Mlp
-from jax_noisy_anogan.settings import ConfigError, _at_least, _between, _check_types, _fail, _one_of
+from jax_noisy_anogan.settings import ConfigError, check, refuse, setting
 from jax_noisy_anogan.training.state import ema_decay_for, make_optimizer
 
 # A Wasserstein critic has no D in [0, 1], and this figure no need of one.
 OBJECTIVES = ("equation_15", "equation_18")
 # A point belongs to the nearest mode if it lies within this many standard deviations.
 MODE_RADIUS = 3.0
-# A mode counts as drawn if it gets at least this share of what p_g* gives it.
+# A mode counts as covered if it gets at least this share of what p_g* gives it.
 COVERED = 0.5
 # What "subtracted" means: the abnormal share relative to that of plain AnoGAN (gamma = 1).
 SUBTRACTED = 0.1
 
-_GRID = 160  # cells along a side of the pictures' grids
-_SHOWN = 1200  # points in a panel
-_SHOWN_KNOWN = 25
-_NORMAL, _ABNORMAL, _OUTSIDE = "#1f5fa8", "#d1352b", "#8a8a8a"
-_D_COLORS = LinearSegmentedColormap.from_list("d", ["#f6c9bd", "#fdfdfb", "#bcdcc9"])
+GRID = 160  # cells along a side of the pictures' grids
 
 Points = Float[np.ndarray, "points 2"]
 
 
 @dataclass
-class ToyConfig:
-    """The 2-D experiment.
+class RingConfig:
+    """The 2-D experiment."""
 
-    Attributes:
-      modes: Gaussians on the ring, one of them abnormal.
-      radius, mode_std: of the ring, and of every Gaussian.
-      contamination: share of the abnormal mode in the "normal" training data.
-      gammas: weights of Eq. 15, each trained; 1 (plain AnoGAN) must be among them.
-      seeds: independent trainings of each gamma and objective, `seed`, `seed + 1`, ...
-      batch_size: points of each kind (normal, drawn, known abnormal) in a step.
-      width, depth: hidden layers of both networks.
-      penalty_weight: of R1. `equation_15` weights the real term by gamma, so a penalty weighs
-        1 / gamma times as much there: at 0.02 and gamma = 0.1 it lost two normal modes of seven.
-      samples: points drawn from each trained generator to measure it.
-    """
-
-    modes: int = 8
-    radius: float = 2.0
-    mode_std: float = 0.2
-    contamination: float = 0.15
-    gammas: tuple[float, ...] = (1.0, 0.5, 0.1)
-    objectives: tuple[str, ...] = OBJECTIVES
-    seeds: int = 3
-    seed: int = 0
-    steps: int = 3000
-    batch_size: int = 256
-    width: int = 64
-    depth: int = 3
-    latent_size: int = 3
-    prior: str = "uniform"
-    penalty_weight: float = 0.005
-    samples: int = 20_000
+    modes: int = setting(8, "Gaussians on the ring, one of them abnormal", at_least=3)
+    radius: float = setting(2.0, "of the ring", above=0.0, at_most=100.0)
+    mode_std: float = setting(0.2, "standard deviation of every Gaussian", above=0)
+    contamination: float = setting(
+        0.15, 'share of the abnormal mode in the "normal" training data', above=0, below=1
+    )
+    gammas: tuple[float, ...] = setting(
+        (1.0, 0.5, 0.1),
+        "weights of Eq. 15, each trained; 1 (plain AnoGAN) must be among them",
+        above=0.0,
+        at_most=1.0,
+    )
+    objectives: tuple[str, ...] = setting(OBJECTIVES, "each trained", choices=OBJECTIVES)
+    seeds: int = setting(
+        3, "trainings of each gamma and objective, with `seed`, `seed` + 1, ...", at_least=1
+    )
+    seed: int = setting(0, "of the first training", at_least=0)
+    steps: int = setting(3000, "updates of every training", at_least=1)
+    batch_size: int = setting(
+        256, "points of each kind (normal, generated, known abnormal) in a step", at_least=2
+    )
+    width: int = setting(64, "units of a hidden layer of both networks", at_least=1)
+    depth: int = setting(3, "hidden layers of both networks", at_least=1)
+    latent_size: int = setting(3, "components of a latent z", at_least=2)
+    prior: str = setting("uniform", "distribution p_z of latents", choices=PRIORS)
+    penalty_weight: float = setting(
+        0.005,
+        "weight of R1; `equation_15` weights the real term by gamma, so that a penalty weighs "
+        "1 / gamma times as much there: at 0.02 and gamma = 0.1 it lost two normal modes of seven",
+        at_least=0.0,
+    )
+    samples: int = setting(
+        20_000, "points generated by each trained generator to measure it", at_least=100
+    )
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(ema_half_life_images=50_000.0))
 
 
@@ -91,17 +91,15 @@ class Mixture(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What the generators of one objective and gamma draw, and what p_g* would.
+    """What the generators of one objective and gamma generate, and what p_g* would.
 
     Attributes:
-      abnormal, abnormal_std: share of the drawn points on the abnormal mode, over seeds.
+      abnormal, abnormal_std: share of the generated points on the abnormal mode, over seeds.
       optimum: the same share of p_g*.
-      ratio: `abnormal` relative to gamma = 1; None if nothing is drawn there at gamma = 1.
-      normal, outside: share on all normal modes together, and on no mode.
-      weakest, weakest_std: the least drawn normal mode relative to its share of p_g*.
+      ratio: `abnormal` relative to gamma = 1; None if nothing is generated there at gamma = 1.
+      outside: share on no mode.
+      weakest: the least generated normal mode relative to its share of p_g*.
       covered: normal modes with at least `COVERED` of that share, in the worst seed.
-      distance: total variation between the shares and those of p_g*.
-      shares: of every mode, the abnormal one last, and of the outside.
       subtracted: `ratio` is at most `SUBTRACTED` and every normal mode is covered; None at
         gamma = 1.
     """
@@ -112,62 +110,36 @@ class Row(NamedTuple):
     abnormal_std: float
     optimum: float
     ratio: float | None
-    normal: float
     outside: float
     weakest: float
-    weakest_std: float
     covered: int
-    distance: float
-    shares: list[float]
     subtracted: bool | None
 
 
-def validate_toy(config: Any) -> ToyConfig:
+def validate_ring(config: Any) -> RingConfig:
     """Check every field, as `config.validate` does for images.
 
     Raises:
       ConfigError: names the first field that is wrong, its value and what was expected.
     """
-    if not isinstance(config, ToyConfig):
+    if not isinstance(config, RingConfig):
         raise ConfigError(
-            f"the config file returned {type(config).__name__}: expected "
-            "jax_noisy_anogan.reproduction.ring.ToyConfig, as configs/toy2d.py does"
+            f"the config file returned {type(config).__name__}: expected RingConfig of "
+            "jax_noisy_anogan.reproduction.ring, as configs/toy2d.py does"
         )
-    _check_types(config)
-    for name, low in (
-        ("modes", 3),
-        ("seeds", 1),
-        ("seed", 0),
-        ("steps", 1),
-        ("batch_size", 2),
-        ("width", 1),
-        ("depth", 1),
-        ("latent_size", 2),
-        ("penalty_weight", 0.0),
-        ("samples", 100),
-    ):
-        _at_least(name, getattr(config, name), low)
+    check(config)
     if config.seed + config.seeds >= 2**31:
-        _fail("seed", config.seed, "below 2**31")
-    if not 0.0 < config.contamination < 1.0:
-        _fail("contamination", config.contamination, "above 0 and below 1")
-    _between("radius", config.radius, 0.0, 100.0)
+        refuse("seed", config.seed, "below 2**31")
     # Half the distance of neighbours: the circles in which points are counted must not overlap.
     widest = config.radius * np.sin(np.pi / config.modes) / MODE_RADIUS
     if not 0.0 < config.mode_std <= widest:
-        _fail("mode_std", config.mode_std, f"above 0 and at most {widest:.3g}, so that modes part")
-    for gamma in config.gammas:
-        _between("gammas", gamma, 0.0, 1.0)
+        refuse("mode_std", config.mode_std, f"above 0 and at most {widest:.3g}, so that modes part")
     if 1.0 not in config.gammas:
-        _fail("gammas", config.gammas, "1.0 among them, which the others are compared with")
+        refuse("gammas", config.gammas, "1.0 among them, which the others are compared with")
     for name in ("gammas", "objectives"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
-            _fail(name, values, "at least one value, each once")
-    for objective in config.objectives:
-        _one_of("objectives", objective, OBJECTIVES)
-    _one_of("prior", config.prior, PRIORS)
-    validate(Config(optim=config.optim))
+            refuse(name, values, "at least one value, each once")
     return config
 
 
@@ -176,7 +148,7 @@ def validate_toy(config: Any) -> ToyConfig:
 # ---------------------------------------------------------------------------------------------
 
 
-def make_mixture(config: ToyConfig) -> Mixture:
+def make_mixture(config: RingConfig) -> Mixture:
     """p_d: a ring of modes, of which the last is abnormal and the others share the rest evenly."""
     angle = 2.0 * np.pi * np.arange(1, config.modes + 1) / config.modes
     centers = config.radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -261,13 +233,13 @@ def mode_shares(
 # ---------------------------------------------------------------------------------------------
 
 
-def make_networks(config: ToyConfig) -> tuple[Mlp, Mlp]:
+def make_networks(config: RingConfig) -> tuple[Mlp, Mlp]:
     """Generator and discriminator."""
     return Mlp(2, config.width, config.depth), Mlp(1, config.width, config.depth)
 
 
-def draw(
-    config: ToyConfig, params: Params, key: PRNGKeyArray, count: int
+def generate(
+    config: RingConfig, params: Params, key: PRNGKeyArray, count: int
 ) -> Float[Array, "count 2"]:
     """`count` points G(z)."""
     z = sample_latents(key, config.prior, (count, config.latent_size))
@@ -275,13 +247,13 @@ def draw(
 
 
 def discriminate(
-    config: ToyConfig, params: Params, points: Float[Array, "batch 2"]
+    config: RingConfig, params: Params, points: Float[Array, "batch 2"]
 ) -> Float[Array, " batch"]:
     """Logits of D."""
     return make_networks(config)[1].apply({"params": params}, points)[:, 0]
 
 
-def train(config: ToyConfig, objective: str) -> NetworkParams:
+def train(config: RingConfig, objective: str) -> NetworkParams:
     """Train one pair of networks for each gamma and seed, all at once.
 
     Returns:
@@ -293,7 +265,7 @@ def train(config: ToyConfig, objective: str) -> NetworkParams:
     return jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(gammas, keys)
 
 
-def make_training(config: ToyConfig, objective: str):
+def make_training(config: RingConfig, objective: str):
     """Build the pure function `(gamma, key) -> averaged parameters` of one whole training."""
     generator, discriminator = make_networks(config)
     optimizer = make_optimizer(config.optim)
@@ -313,7 +285,7 @@ def make_training(config: ToyConfig, objective: str):
         return terms.total + config.penalty_weight * losses.r1_penalty(critic, real)
 
     def generator_objective(params, params_d, key):
-        fake = draw(config, params, key, config.batch_size)
+        fake = generate(config, params, key, config.batch_size)
         return losses.GENERATOR_LOSSES[objective](discriminate(config, params_d, fake))
 
     def update(gradients, state, params):
@@ -329,7 +301,7 @@ def make_training(config: ToyConfig, objective: str):
             shape = (config.batch_size,)
             real = points_of(jax.random.categorical(key_mode, weights, shape=shape), key_real)
             abnormal = points_of(jnp.full(shape, config.modes - 1), key_abnormal)
-            fake = draw(config, params.generator, key_z, config.batch_size)
+            fake = generate(config, params.generator, key_z, config.batch_size)
             gradients = jax.grad(discriminator_objective)(
                 params.discriminator, gamma, real, fake, abnormal
             )
@@ -345,7 +317,7 @@ def make_training(config: ToyConfig, objective: str):
             generator.init(key_g, jnp.zeros((1, config.latent_size)))["params"],
             discriminator.init(key_d, jnp.zeros((1, 2)))["params"],
         )
-        optimizers = NetworkParams(*map(optimizer.init, params))
+        optimizers = params.map(optimizer.init)
         carry, _ = lax.scan(step, (params, optimizers, params), jnp.arange(config.steps))
         return carry[2]
 
@@ -357,12 +329,12 @@ def make_training(config: ToyConfig, objective: str):
 # ---------------------------------------------------------------------------------------------
 
 
-class Result(NamedTuple):
-    """What one objective drew, with leading axes [gammas, seeds], and D of the first seed.
+class Measured(NamedTuple):
+    """What one objective generated, with leading axes [gammas, seeds], and D of the first seed.
 
     Attributes:
       shares: of every mode and of the outside, see `mode_shares`.
-      points: drawn by the first seed, per gamma.
+      points: generated by the first seed, per gamma.
       logits: of the first seed's D on the picture's grid, per gamma.
     """
 
@@ -371,55 +343,51 @@ class Result(NamedTuple):
     logits: Float[np.ndarray, "gammas cells"]
 
 
-def measure(config: ToyConfig, params: NetworkParams) -> Result:
-    """Draw `config.samples` points from every trained generator and count them.
+def measure(config: RingConfig, params: NetworkParams) -> Measured:
+    """Generate `config.samples` points with every trained generator and count them.
 
     Args:
       params: from `train`.
     """
     mixture = make_mixture(config)
     key = jax.random.key(config.seed + config.seeds)
-    points = jax.jit(jax.vmap(jax.vmap(lambda tree: draw(config, tree, key, config.samples))))(
+    points = jax.jit(jax.vmap(jax.vmap(lambda tree: generate(config, tree, key, config.samples))))(
         params.generator
     )
     points = np.asarray(points, np.float64)
     first = jax.tree.map(lambda leaf: leaf[:, 0], params.discriminator)
-    grid, _ = make_grid(mixture, _GRID)
+    grid, _ = make_grid(mixture, GRID)
     logits = jax.jit(jax.vmap(lambda tree: discriminate(config, tree, jnp.asarray(grid))))(first)
-    shares = np.array([[mode_shares(drawn, mixture) for drawn in seeds] for seeds in points])
-    return Result(shares, points[:, 0], np.asarray(logits))
+    shares = np.array([[mode_shares(part, mixture) for part in seeds] for seeds in points])
+    return Measured(shares, points[:, 0], np.asarray(logits))
 
 
 def summarize(
-    config: ToyConfig, objective: str, shares: Float[np.ndarray, "gammas seeds modes+1"]
+    config: RingConfig, objective: str, shares: Float[np.ndarray, "gammas seeds modes+1"]
 ) -> list[Row]:
     """One row for each gamma; see `measure` for the shares."""
     mixture = make_mixture(config)
     abnormal = config.modes - 1
     plain = shares[config.gammas.index(1.0), :, abnormal].mean()
     rows = []
-    for gamma, drawn in zip(config.gammas, shares, strict=True):
+    for gamma, generated in zip(config.gammas, shares, strict=True):
         points, mass = optimal_mass(mixture, gamma, side=400)
         optimum = mode_shares(points, mixture, mass)
-        relative = drawn[:, :abnormal] / optimum[:abnormal]
+        relative = generated[:, :abnormal] / optimum[:abnormal]
         covered = int((relative >= COVERED).sum(axis=1).min())
-        ratio = float(drawn[:, abnormal].mean() / plain) if plain > 0.0 else None
+        ratio = float(generated[:, abnormal].mean() / plain) if plain > 0.0 else None
         subtracted = ratio is not None and ratio <= SUBTRACTED and covered == abnormal
         rows.append(
             Row(
                 objective=objective,
                 gamma=float(gamma),
-                abnormal=float(drawn[:, abnormal].mean()),
-                abnormal_std=float(drawn[:, abnormal].std()),
+                abnormal=float(generated[:, abnormal].mean()),
+                abnormal_std=float(generated[:, abnormal].std()),
                 optimum=float(optimum[abnormal]),
                 ratio=ratio,
-                normal=float(drawn[:, :abnormal].sum(axis=1).mean()),
-                outside=float(drawn[:, -1].mean()),
+                outside=float(generated[:, -1].mean()),
                 weakest=float(relative.min(axis=1).mean()),
-                weakest_std=float(relative.min(axis=1).std()),
                 covered=covered,
-                distance=float(0.5 * np.abs(drawn - optimum).sum(axis=1).mean()),
-                shares=drawn.mean(axis=0).tolist(),
                 subtracted=None if gamma == 1.0 else subtracted,
             )
         )

@@ -114,7 +114,11 @@ def helpers(processes: int) -> Iterator[None]:
     """The same command in further processes, which compute cells too; ended when this one ends."""
     command = [sys.executable, "-m", "jax_noisy_anogan.reproduce", *sys.argv[1:]]
     started = [
-        subprocess.Popen([*command, f"--processes={processes}", f"--worker={k}"], stdout=sys.stderr)
+        subprocess.Popen(
+            [*command, f"--processes={processes}", f"--worker={k}"],
+            stdout=sys.stderr,
+            stderr=sys.stderr,
+        )
         for k in range(1, processes)
     ]
     try:

@@ -16,9 +16,9 @@ from jax_noisy_anogan import experiment
 from jax_noisy_anogan.baselines.deep import Images
 from jax_noisy_anogan.baselines.features import Rows, array_features
 from jax_noisy_anogan.config import Config, DataConfig, validate
-from jax_noisy_anogan.data import Dataset, Split, load_dataset, make_split
-from jax_noisy_anogan.data.splits import PARTS
-from jax_noisy_anogan.evaluation import results
+from jax_noisy_anogan.data.dataset import Dataset, load_dataset
+from jax_noisy_anogan.data.splits import PARTS, Split, make_split
+from jax_noisy_anogan.evaluation import results as results_lib
 from jax_noisy_anogan.evaluation.metrics import image_metrics
 from jax_noisy_anogan.experiment import Trained
 from jax_noisy_anogan.model import pixel_scale
@@ -27,7 +27,7 @@ from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
 from jax_noisy_anogan.runtime.files import digest
 from jax_noisy_anogan.scoring.scorer import Image, ImageResult, Scorer
 
-SCORES = ("score", "calibrated", "residual", "feature", "penalty", "discriminator", "local")
+SCORES = ("score", "calibrated", "residual", "feature", "abnormality", "discriminator", "local")
 ANOGAN, NOISY, BALANCED = "AnoGAN (gamma = 1)", "Noisy-AnoGAN", "Noisy-AnoGAN, Eq. 18"
 METHODS: dict[str, dict[str, Any]] = {
     ANOGAN: {"gamma": 1.0},
@@ -54,29 +54,6 @@ def with_seed(config: Config, seed: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
 
 
-def shrunk(config: Config) -> Config:
-    """A run of about a minute on one core: few images, a short search, few held-out images."""
-    replace = dataclasses.replace
-    return replace(
-        config,
-        data=replace(config.data, max_validation_images=100, max_test_images=200),
-        network=replace(config.network, fmap_base=128, fmap_max=32, latent_size=64),
-        growth=replace(
-            config.growth,
-            start_resolution=8,
-            resolution=16,
-            stable_images=1_500,
-            fade_images=1_500,
-            final_images=7_000,
-            minibatch_default=8,  # with 16, G drew no digits yet after so few updates
-            minibatch={},
-        ),
-        optim=replace(config.optim, ema_half_life_images=2_000.0),
-        search=replace(config.search, steps=40, batch_size=50),
-        train=replace(config.train, checkpoint_every_images=20_000, sample_images=16),
-    )
-
-
 Indices = Sequence[int] | Int[np.ndarray, " n"]
 
 
@@ -101,7 +78,7 @@ def run(bench: Bench, name: str, config: Config) -> Run:
         calibration, test = measured.calibration, measured.scored["test"]
         is_abnormal = trained.split.is_abnormal[test.indices]
         return {
-            **_metrics(results.score_metrics(calibration, test, is_abnormal)),
+            **_metrics(results_lib.score_metrics(calibration, test, is_abnormal)),
             **counts(trained.split),
             "weights": dict(zip(calibration.terms, calibration.weights, strict=True)),
         }
@@ -109,14 +86,21 @@ def run(bench: Bench, name: str, config: Config) -> Run:
     return Run(config, folder, Cell(name, identity(config), compute))
 
 
+class Competed(NamedTuple):
+    """Scores of the test part by method, and what else the cell keeps."""
+
+    scores: Mapping[str, Float[np.ndarray, " test"]]
+    notes: Values
+
+
 def baseline_cell(
     name: str,
     data: DataConfig,
     settings: Mapping[str, Any],
-    score: Callable[[Dataset, Split], Mapping[str, Float[np.ndarray, " test"]]],
+    score: Callable[[Dataset, Split], Competed],
     after: tuple[Cell, ...] = (),
 ) -> Cell:
-    """Scores of the test part by competitors; the split is that of a run with the same `data`.
+    """AUROC and best F1 of competitors on the test part of a run with the same `data`.
 
     Args:
       settings: of the competitors.
@@ -126,13 +110,14 @@ def baseline_cell(
         dataset = load_dataset(data, resolution=BASELINE_RESOLUTION, progress=False)
         split = make_split(dataset, data)
         is_abnormal = split.is_abnormal[split.test]
+        competed = score(dataset, split)
         found = {
             method: image_metrics(
                 np.asarray(scores, np.float64), is_abnormal, threshold=0.0
             )._asdict()
-            for method, scores in score(dataset, split).items()
+            for method, scores in competed.scores.items()
         }
-        return {**_metrics(found), **counts(split)}
+        return {**_metrics(found), **counts(split), **competed.notes}
 
     texts = {method: str(value) for method, value in settings.items()}
     return Cell(name, {"data": identity(Config(data=data))["data"], **texts}, compute, after)
@@ -161,7 +146,7 @@ def discriminator_features(run: Run, indices: Indices) -> Rows:
     """f(x) of Eq. 3 by a run's averaged discriminator, one row per image."""
     trained = run.trained()
     model, resolution = trained.model, run.config.search.feature_resolution
-    stddev = model.reference.mean("stddev")
+    stddev = model.statistics.mean("stddev")
     images = jnp.asarray(trained.dataset.images(indices, trained.dataset.resolution))
     x = to_float_images(images, pixel_scale(run.config.data))
     judge = jax.jit(model.networks.discriminate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.data import load_dataset
+from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.summary import PAPER_TABLE_1
 from jax_noisy_anogan.reproduction import figure6, mnist_table, table2
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity

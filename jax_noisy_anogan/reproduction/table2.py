@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jax_noisy_anogan.baselines import SUBSPACE, alocc, published
 from jax_noisy_anogan.baselines.features import Rows, load_features, pixel_features
-from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.data import DataError, Dataset, Split
+from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.splits import Split
+from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.reproduction import runs
-from jax_noisy_anogan.reproduction.cells import Bench, Cell
+from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values
 from jax_noisy_anogan.reproduction.results import (
     Result,
     found_in,
@@ -23,18 +25,20 @@ from jax_noisy_anogan.reproduction.results import (
     story,
 )
 from jax_noisy_anogan.reproduction.runs import Run, auroc, f1
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.runtime.files import user_path
+from jax_noisy_anogan.settings import replaced
 
 CATEGORIES = (1, 3, 5)
 PROTOCOLS = {"transductive": False, "held out": True}
-EXTRAS = ("Outlier Pursuit", "l1-thresholding")
+EXTRAS = ("Outlier Pursuit", "l1-thresholding", "ALOCC D(x)")
+ON_FEATURES = "here, D's features"
 COLUMNS = (
     "CoP",
     "REAPER",
     "LRR",
     "DPCP",
     "R-graph",
-    "ALOCC",
+    "ALOCC",  # D(R(x)), as in the paper
     "AnoGAN",
     "Noisy-AnoGAN",
     *EXTRAS,
@@ -47,7 +51,6 @@ _QUICK_SUBSPACE = {
     "Outlier Pursuit": {"components": 60, "max_steps": 300},
     "l1-thresholding": {"max_steps": 500},
 }
-_QUICK_ALOCC = dataclasses.replace(alocc.QUICK, epochs=15)
 
 
 def available(bench: Bench) -> bool:
@@ -79,25 +82,18 @@ def results(bench: Bench) -> list[Result]:
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for protocol in PROTOCOLS:
         for count in CATEGORIES:
+            content = _content(bench, count, protocol)
             for metric, figure in (("F1", f1), ("AUROC", auroc)):
-                entries = [_columns(bench, count, protocol, r) for r in _repeats(bench)]
-                of_columns = {
-                    column: [
-                        value
-                        for entry in entries
-                        for value in found_in(bench, [entry[column][0]], figure(entry[column][1]))
-                    ]
-                    for column in COLUMNS
-                }
-                shown = [mean_and_deviation(values) for values in of_columns.values()]
-                rows.append(
-                    [count, protocol, metric, "here", *shown, _content(bench, count, protocol)]
-                )
-                if metric == "AUROC" and protocol == "held out":
-                    for column, values in of_columns.items():
-                        places, heights = curves.setdefault(column, ([], []))
-                        places.append(count)
-                        heights.append(mean(values))
+                for source, columns in (("here", _columns), (ON_FEATURES, _columns_on_features)):
+                    entries = [columns(bench, count, protocol, r) for r in _repeats(bench)]
+                    values = {c: _values(bench, entries, c, figure) for c in COLUMNS}
+                    shown = [mean_and_deviation(found) for found in values.values()]
+                    rows.append([count, protocol, metric, source, *shown, content])
+                    if (source, metric, protocol) == ("here", "AUROC", "held out"):
+                        for column, found in values.items():
+                            places, heights = curves.setdefault(column, ([], []))
+                            places.append(count)
+                            heights.append(mean(found))
                 if protocol == "transductive":
                     rows += _printed(count, metric)
     config = base_config(bench)
@@ -115,13 +111,14 @@ def results(bench: Bench) -> list[Result]:
                 "never below 0.667; AnoGAN and Noisy-AnoGAN by L' (Eq. 24)",
                 "transductive: the tested normal images are those trained on, as published; held "
                 "out: 70 % of them train, the others are tested",
-                f"the first {config.data.images_per_category} images of each category; 50 known "
-                "abnormal images of all other categories and clutter, 15 % of them for validation, "
-                "none tested; only Noisy-AnoGAN knows them",
+                f"the first {config.data.caltech256.images_per_category} images of each category; "
+                "50 known abnormal images of all other categories and clutter, 15 % of them for "
+                "validation, none tested; only Noisy-AnoGAN knows them",
                 runs.settings_line(config),
-                f"subspace methods on {bench.features or 'flattened pixels'}"
-                + (f", with {_QUICK_SUBSPACE}" if bench.quick else "")
-                + f"; {_alocc(bench)}",
+                f"subspace methods on {bench.features or 'flattened pixels'}, and in the rows "
+                f"`{ON_FEATURES}` on f(x) of Eq. 3 by the trained AnoGAN"
+                + (f"; their settings: {_QUICK_SUBSPACE}" if bench.quick else ""),
+                f"ALOCC: D(R(x)); {_alocc(bench)}; {_alocc_updates(bench)}",
             ),
             lines_figure(curves, x="normal categories", y="AUROC", title="Caltech-256, held out"),
         )
@@ -129,26 +126,16 @@ def results(bench: Bench) -> list[Result]:
 
 
 def base_config(bench: Bench) -> Config:
-    """Caltech-256 in colour, with networks that its few hundred images can train."""
-    config = bench.config("caltech256")
-    if bench.quick:
-        config = runs.with_data(runs.shrunk(config), images_per_category=60, max_test_images=0)
-        return dataclasses.replace(
-            config, growth=dataclasses.replace(config.growth, final_images=6_000)
-        )
-    mnist = bench.config("mnist")
-    return dataclasses.replace(
-        config,
-        network=mnist.network,
-        growth=dataclasses.replace(mnist.growth, resolution=config.growth.resolution),
-        optim=mnist.optim,
-        search=mnist.search,
-    )
+    """Caltech-256 in colour, at one of its sizes."""
+    return bench.config("caltech256")
 
 
 def _cells(bench: Bench, count: int, protocol: str, repeat: int) -> list[Cell]:
-    columns = _columns(bench, count, protocol, repeat)
-    return list({cell.name: cell for cell, _ in columns.values()}.values())
+    columns = [
+        *_columns(bench, count, protocol, repeat).values(),
+        *_columns_on_features(bench, count, protocol, repeat).values(),
+    ]
+    return list({cell.name: cell for cell, _ in columns}.values())
 
 
 def _columns(bench: Bench, count: int, protocol: str, repeat: int) -> dict[str, tuple[Cell, str]]:
@@ -156,7 +143,7 @@ def _columns(bench: Bench, count: int, protocol: str, repeat: int) -> dict[str, 
     plain, noisy = (
         _run(bench, count, protocol, repeat, method) for method in (runs.ANOGAN, runs.NOISY)
     )
-    competitors = _competitors(bench, count, protocol, repeat, plain)
+    competitors = _competitors(bench, count, protocol, repeat)
     return {column: (competitors, column) for column in COLUMNS} | {
         "AnoGAN": (plain.cell, "score"),
         "Noisy-AnoGAN": (noisy.cell, "score"),
@@ -164,43 +151,93 @@ def _columns(bench: Bench, count: int, protocol: str, repeat: int) -> dict[str, 
     }
 
 
+def _columns_on_features(
+    bench: Bench, count: int, protocol: str, repeat: int
+) -> dict[str, tuple[Cell, str]]:
+    """The same for the subspace methods on features of D."""
+    cell = _on_features(bench, count, protocol, repeat)
+    return {column: (cell, column) for column in SUBSPACE}
+
+
+def _values(
+    bench: Bench,
+    entries: list[dict[str, tuple[Cell, str]]],
+    column: str,
+    figure: Callable[[str], Callable[[Values], float]],
+) -> list[float]:
+    """The figure of a column in all repeats; nothing where the column is not filled."""
+    filled = [entry[column] for entry in entries if column in entry]
+    return [v for cell, score in filled for v in found_in(bench, [cell], figure(score))]
+
+
 def _run(bench: Bench, count: int, protocol: str, repeat: int, method: str) -> Run:
-    config = runs.with_data(
-        base_config(bench), categories=count, held_out=PROTOCOLS[protocol], repeat=repeat
+    config = replaced(
+        base_config(bench),
+        {
+            "data.caltech256.categories": count,
+            "data.caltech256.held_out": PROTOCOLS[protocol],
+            "data.caltech256.repeat": repeat,
+        },
     )
     name = f"caltech-{_text(count, protocol, repeat)}-{list(runs.METHODS).index(method)}"
     return runs.run(bench, name, runs.with_method(config, method))
 
 
-def _competitors(bench: Bench, count: int, protocol: str, repeat: int, plain: Run) -> Cell:
-    settings: dict[str, Any] = {
-        **{name: _QUICK_SUBSPACE.get(name, {}) if bench.quick else {} for name in SUBSPACE},
-        "ALOCC": _alocc(bench),
-        "features": bench.features,
-    }
+def _competitors(bench: Bench, count: int, protocol: str, repeat: int) -> Cell:
+    """ALOCC, and the subspace methods on pixels or on the features of a file."""
+    settings = {**_subspace_settings(bench), "ALOCC": _alocc(bench), **_feature_file(bench)}
 
-    def score(dataset: Dataset, split: Split) -> dict[str, Any]:
-        rows = _features(bench, dataset, split, plain)
-        found: dict[str, Any] = {
-            name: method(rows, **settings[name]) for name, method in SUBSPACE.items()
-        }
+    def score(dataset: Dataset, split: Split) -> runs.Competed:
+        scores = _subspace_scores(bench, _features(bench, dataset, split))
         train = runs.float_images(dataset, split.train_normal, split.validation_normal)
         test = runs.float_images(dataset, split.test)
-        found["ALOCC"] = alocc.fit_score(
-            train, test, seed=repeat, settings=settings["ALOCC"]
-        ).refined
-        return found
+        found = alocc.fit_score(train, test, seed=repeat, settings=_alocc(bench))
+        scores |= {"ALOCC": found.refined, "ALOCC D(x)": found.direct}
+        return runs.Competed(scores, {"alocc": [found.updates, found.stopped]})
 
-    return runs.baseline_cell(
-        f"caltech-{_text(count, protocol, repeat)}-competitors",
-        plain.config.data,
-        settings,
-        score,
-        (plain.cell,) if bench.features == "discriminator" else (),
-    )
+    name = f"caltech-{_text(count, protocol, repeat)}-competitors"
+    data = _run(bench, count, protocol, repeat, runs.ANOGAN).config.data
+    return runs.baseline_cell(name, data, settings, score)
 
 
-def _features(bench: Bench, dataset: Dataset, split: Split, plain: Run) -> Rows:
+def _on_features(bench: Bench, count: int, protocol: str, repeat: int) -> Cell:
+    """The subspace methods on f(x) of Eq. 3, by the D of plain AnoGAN on the same split."""
+    plain = _run(bench, count, protocol, repeat, runs.ANOGAN)
+
+    def score(dataset: Dataset, split: Split) -> runs.Competed:
+        rows = runs.discriminator_features(plain, split.test)
+        return runs.Competed(_subspace_scores(bench, rows), {})
+
+    name = f"caltech-{_text(count, protocol, repeat)}-features"
+    settings = {**_subspace_settings(bench), "run": plain.cell.settings}
+    return runs.baseline_cell(name, plain.config.data, settings, score, (plain.cell,))
+
+
+def _subspace_settings(bench: Bench) -> dict[str, dict[str, Any]]:
+    return {name: _QUICK_SUBSPACE.get(name, {}) if bench.quick else {} for name in SUBSPACE}
+
+
+def _subspace_scores(bench: Bench, rows: Rows) -> dict[str, Any]:
+    settings = _subspace_settings(bench)
+    return {name: method(rows, **settings[name]) for name, method in SUBSPACE.items()}
+
+
+def _feature_file(bench: Bench) -> dict[str, Any]:
+    """What makes other cells of another feature file; nothing for pixels.
+
+    Raises:
+      DataError: there is no such file.
+    """
+    if not bench.features:
+        return {}
+    path = user_path(bench.features, "--features")
+    if not path.is_file():
+        raise DataError(f"--features {path}: no such feature file")
+    found = path.stat()
+    return {"features": (path.name, found.st_size, found.st_mtime_ns)}
+
+
+def _features(bench: Bench, dataset: Dataset, split: Split) -> Rows:
     """What the subspace methods see of the test images.
 
     Raises:
@@ -208,9 +245,7 @@ def _features(bench: Bench, dataset: Dataset, split: Split, plain: Run) -> Rows:
     """
     if not bench.features:
         return pixel_features(dataset.images(split.test, dataset.resolution))
-    if bench.features == "discriminator":
-        return runs.discriminator_features(plain, split.test)
-    file = load_features(Path(bench.features).expanduser())
+    file = load_features(user_path(bench.features, "--features"))
     row_of = {name: row for row, name in enumerate(file.ids or ())}
     wanted = [dataset.ids[index] for index in split.test]
     missing = [name for name in wanted if name not in row_of]
@@ -260,7 +295,25 @@ def _printed(count: int, metric: str) -> list[list[Any]]:
 
 
 def _alocc(bench: Bench) -> alocc.Settings:
-    return _QUICK_ALOCC if bench.quick else alocc.Settings()
+    return alocc.QUICK if bench.quick else alocc.Settings()
+
+
+def _alocc_updates(bench: Bench) -> str:
+    """How far its trainings went."""
+    listed = [
+        _competitors(bench, count, protocol, repeat)
+        for protocol in PROTOCOLS
+        for count in CATEGORIES
+        for repeat in _repeats(bench)
+    ]
+    found = found_in(bench, listed, lambda values: values["alocc"])
+    if not found:
+        return "no training done yet"
+    updates = [number for number, _ in found]
+    return (
+        f"{min(updates):,} to {max(updates):,} updates, ended by its own rule in "
+        f"{sum(stopped for _, stopped in found)} of {len(found)} trainings"
+    )
 
 
 def _repeats(bench: Bench) -> list[int]:

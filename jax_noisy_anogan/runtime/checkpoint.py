@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from absl import logging
@@ -75,7 +75,8 @@ class Checkpoints:
                 max_to_keep=keep, create=True, cleanup_tmp_directories=True
             )
         )
-        self._workdir = workdir.absolute()
+        # Resolved: tensorstore refuses paths with `..`.
+        self._workdir = workdir.resolve()
         self._folder = self._workdir / "checkpoints"
         self._read_only = read_only
         _silence_orbax()
@@ -121,9 +122,9 @@ class Checkpoints:
         """
         if position.step == self._manager.latest_step():
             return
-        # Host memory is device memory on CPUs: what the saving thread reads must not be what the
-        # next update may reuse. (JAX 0.10.2 then refuses to donate, which costs as much memory.)
-        state = jax.tree.map(jnp.copy, state)
+        # Copies on the host: the next update may reuse what the saving thread reads. Of arrays on
+        # several devices orbax would cut a part from each, with a program for every part.
+        state = jax.tree.map(np.array, state)
         meta = {**position._asdict(), "checksum": checksum(state), "layout": layout_of(state)}
         meta["header"] = _checksum_of_json(meta, data)
 

@@ -8,27 +8,81 @@ that right, with the default the same line returns gradients too large by the nu
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.config import ConfigError, DataConfig
+from jax_noisy_anogan.runtime.files import user_path
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(AXIS)
+_CACHE_BYTES = 2**30
 
 
 def keep_compiled(folder: str) -> None:
     """Keep compiled programs in `folder` between runs, small ones too; "" keeps none."""
-    path = str(Path(folder).expanduser())
-    if folder and path != jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", path)
+    path = user_path(folder, "config.train.compilation_cache_dir")
+    if folder:
+        _use_cache(path)
+
+
+def keep_compiled_privately() -> Path | None:
+    """Keep compiled programs in the user's cache folder, where nobody else can plant any.
+
+    A compiled program is code. The folder is therefore the user's own and closed to others, and a
+    run, which may come from somewhere else, cannot name it. Each kind of processor has one of its
+    own: a program for another one may end the process. 1 GiB at most; the oldest go first.
+
+    Returns:
+      The folder; None where it cannot be had like this, or a folder is in use already.
+    """
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return None
+    try:
+        folder = Path(DataConfig.cache_dir).expanduser() / f"compiled-{_processor()}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except (OSError, RuntimeError):  # nowhere to write, no home
+        return None
+    others = stat.S_IRWXG | stat.S_IRWXO
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & others:
+        logging.warning(
+            "%s is not a folder that is yours alone: compiled programs are neither kept nor read; "
+            "remove it",
+            folder,
+        )
+        return None
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+    _use_cache(folder)
+    return folder
+
+
+def _processor() -> str:
+    """Short name of the instructions that this machine's processor knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        known = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:  # not Linux
+        known = ""
+    text = f"{platform.machine()} {platform.processor()} {known}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _use_cache(path: Path) -> None:
+    if str(path) != jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(path))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         # Whether there is a cache is settled at the first program that a process compiles.

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.errors import UserError
-from jax_noisy_anogan.settings import ConfigError
 
 # A process that is silent for so long counts as dead. Compiling and reading do not stop the beat.
 HEARTBEAT_SECONDS = 60

@@ -1,15 +1,20 @@
-"""What a run says while it works: training curves in a file, one line of progress on the screen."""
+"""One line of progress on the screen.
+
+Rate and time left count from the first piece of work that is done: before it, programs are
+compiled.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 
-import numpy as np
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
 PLAIN_INTERVAL_SECONDS = 15.0
+# Pieces of work that come in batches say nothing of the rate within one.
+_SHORTEST_SECONDS = 1.0
 
 
 class ProgressLine:
@@ -25,8 +30,10 @@ class ProgressLine:
 
     def __init__(self, what: str, *, total: int, done: int = 0, unit: str, show: bool = True):
         self._what, self._total, self._done, self._unit = what, total, done, unit
-        self._first, self._start = done, time.monotonic()
-        self._said = self._start
+        self._start = self._said = time.monotonic()
+        # The first piece of work that this start has done, and when.
+        self._first: tuple[int, float] | None = None
+        self._began = done
         self._show = show
         console = Console(stderr=True)
         self._live = show and console.is_terminal
@@ -34,7 +41,6 @@ class ProgressLine:
             TextColumn("{task.description}"),
             *Progress.get_default_columns()[1:-1],
             TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
             console=console,
             disable=not self._live,
         )
@@ -49,31 +55,67 @@ class ProgressLine:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def update(self, done: int, text: str = "") -> None:
-        """Tell how much is done; `text` stands behind the rate."""
+    def say(self, text: str) -> None:
+        """Tell a line of its own, above the bar."""
+        if self._live:
+            self._bar.console.print(f"{self._what}: {text}", markup=False, highlight=False)
+        elif self._show:
+            print(f"{self._what}: {text}", file=sys.stderr, flush=True)
+
+    def advance(self, count: int) -> None:
+        """Tell that `count` more are done."""
+        self.update(self._done + count)
+
+    def update(self, done: int, text: str = "", *, left: float | None = None) -> None:
+        """Tell how much is done.
+
+        Args:
+          text: stands behind the rate.
+          left: seconds, where more is known than the rate so far.
+        """
         self._done = done
         now = time.monotonic()
-        rate = (done - self._first) / max(now - self._start, 1e-9)
-        line = f"{rate:,.0f} {self._unit}/s {text}".rstrip()
-        self._bar.update(self._task, completed=done, text=line)
+        if self._first is None:
+            self._first = done, now
         finished = done >= self._total
-        if (
-            self._show
-            and not self._live
-            and (finished or now - self._said > PLAIN_INTERVAL_SECONDS)
+        if not self._show or not (
+            self._live or finished or now - self._said > PLAIN_INTERVAL_SECONDS
         ):
-            self._said = now
-            left = (self._total - done) / rate if rate > 0 else np.inf
-            print(
-                f"{self._what}: {done:,} of {self._total:,}, {line}, {_clock(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            return
+        self._said = now
+        seconds, count = now - self._first[1], done - self._first[0]
+        if finished:  # all that was done, from the start on
+            seconds, count = now - self._start, done - self._began
+        rate = count / seconds if count and seconds >= _SHORTEST_SECONDS else 0.0
+        if left is None and rate:
+            left = (self._total - done) / rate
+        end = f"took {_clock(now - self._start)}" if finished else _left(left)
+        line = ", ".join(filter(None, (rate_in_words(rate, self._unit), text, end)))
+        self._bar.update(self._task, completed=done, text=line)
+        if not self._live:
+            place = f"{self._what}: {done:,} of {self._total:,}"
+            print(", ".join(filter(None, (place, line))), file=sys.stderr, flush=True)
+
+
+def rate_in_words(rate: float, unit: str) -> str:
+    """A rate per second in the unit that fits, as "27 images/s" or "4.2 s per image".
+
+    Args:
+      rate: 0 where it is not known yet, which is told by nothing.
+      unit: in the plural.
+    """
+    if not rate:
+        return ""
+    if rate >= 10:
+        return f"{rate:,.0f} {unit}/s"
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.1f} s per {unit.rstrip('s')}"
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{_clock(seconds)} left"
 
 
 def _clock(seconds: float) -> str:
-    if not np.isfinite(seconds):
-        return "?"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,10 +1,16 @@
-"""One file that detects, for machines without this package: preprocessing, search, scores, map."""
+"""One file that detects, for machines without this package: preprocessing, search, scores, map.
+
+The program takes squares, since its arrays have fixed sizes, and gives back a map of the square.
+A copy of `data/frame.py` lies beside it: `fit_square` makes squares of photographs, and
+`Frame.place` puts the map back into the photograph's own pixels, as `Detection.map` is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import logging
 from collections.abc import Callable
@@ -12,85 +18,126 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.export
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.interpreters import partial_eval
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.data import frame
 from jax_noisy_anogan.data.dataset import image_resolution
+from jax_noisy_anogan.data.frame import scaled_size
 from jax_noisy_anogan.data.preprocess import local_contrast
-from jax_noisy_anogan.model import Model, with_guide
-from jax_noisy_anogan.runtime.files import _write_bytes, write_text
-from jax_noisy_anogan.scoring.calibration import CALIBRATED, Calibration
+from jax_noisy_anogan.model import Model, with_initialisation
+from jax_noisy_anogan.runtime.files import write_bytes, write_text
+from jax_noisy_anogan.scoring import memory as memory_lib
+from jax_noisy_anogan.scoring.calibration import ANOMALY, CALIBRATED, DECISION, Calibration
 from jax_noisy_anogan.scoring.maps import MapCalibration, calibrated_map, load_maps
-from jax_noisy_anogan.scoring.scorer import LOCAL, make_functions
-from jax_noisy_anogan.scoring.tiles import _blend, tile_positions
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan.scoring.memory import Memory
+from jax_noisy_anogan.scoring.scorer import (
+    LOCAL,
+    MEMORY,
+    MEMORY_SUM,
+    heat_term,
+    make_measure,
+    make_search,
+    tiles_at_once,
+)
+from jax_noisy_anogan.scoring.tiles import blend_on_device, tile_positions
 from jax_noisy_anogan.training.state import load_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ARTEFACT = "detector.stablehlo"
+FRAME = "frame.py"
 
-# One tile in; what `Detection` calls drawn, what its map is made of, and the terms.
-_Measured = tuple[UInt8[Array, "h w c"], Float[Array, "h w"], dict[str, Float[Array, ""]]]
-_FindOne = Callable[[UInt8[Array, "h w c"]], _Measured]
+# Of tiles in a batch of `tiles_at_once`: G(z_hat), what the map is made of and perhaps the
+# distances of the memory, and the terms.
+_Measured = tuple[
+    UInt8[Array, "tiles h w c"], Float[Array, "tiles h w maps"], dict[str, Float[Array, " tiles"]]
+]
 
 
 def make_detect(
-    model: Model, config: Config, calibration: Calibration, maps: MapCalibration
-) -> Callable[[UInt8[Array, "batch side side channels"]], dict[str, Any]]:
-    """All of `Detector.score` as one pure function of images that `data.fit` has made square.
+    model: Model,
+    config: Config,
+    calibration: Calibration,
+    maps: MapCalibration,
+    memory: Memory | None = None,
+    *,
+    shape: tuple[int, int],
+) -> Callable[[UInt8[Array, "batch height width channels"]], dict[str, Any]]:
+    """All of `Detector.score` as one pure function of images that `data.fit` has prepared.
 
-    Images of a tiled model are cut and blended inside, one image at a time and
-    `search.batch_size` tiles at once; those of others are searched together, so that the caller's
-    batch decides how much memory is used.
+    Tiles of all images are searched and measured in batches of `tiles_at_once`, as `Scorer`
+    does, so that an image's score does not depend on how many it comes with.
+
+    Args:
+      shape: height and width of the images.
 
     Returns:
       A function to a dictionary with the names of `Detection`: `score`, `calibrated`,
-      `probability`, `is_abnormal` of shape `[batch]`, the same for each of `terms`, `drawn` like
-      the images, and `map` `[batch, side, side]`. There is no box, whose search is no array code.
+      `anomaly`, `is_abnormal` of shape `[batch]`, the same for each of `terms`,
+      `reconstruction` like the images, and `heat` `[batch, height, width]`. There are no regions,
+      whose search is no array code.
     """
-    side, tile = image_resolution(config.data, model.networks.resolution), model.networks.resolution
-    positions = tile_positions(side, side, tile, round(tile * config.score.tile_overlap))
-    find_tile = _find_tile(model, config)
+    tile = model.networks.resolution
+    side = image_resolution(config.data, tile)
+    positions = tile_positions(*shape, tile, round(tile * config.score.tile_overlap))
+    missing = [(0, max(tile - size, 0)) for size in shape]
+    find = _find(model, config, memory)
+    statistics = [maps] if memory is None else [maps, memory.usual]
 
-    def find_tiled(image: UInt8[Array, "side side channels"]) -> _Measured:
-        tiles = jnp.stack([image[y : y + tile, x : x + tile] for y, x in positions.tolist()])
-        drawn, unusual, terms = lax.map(find_tile, tiles, batch_size=config.search.batch_size)
-        parts = jnp.concatenate([drawn.astype(jnp.float32), unusual[..., None]], axis=-1)
-        whole = _blend(parts, positions, side)
-        worst = {name: values.max() for name, values in terms.items()}
-        drawn = jnp.clip(jnp.round(whole[..., :-1]), 0, 255).astype(jnp.uint8)
-        return drawn, whole[..., -1], worst
+    def locate(
+        parts: Float[Array, "tiles tile tile c"],
+    ) -> tuple[Float[Array, "height width channels"], list[Float[Array, "height width"]]]:
+        whole = blend_on_device(parts, positions, shape) if len(positions) > 1 else parts[0]
+        whole = whole[: shape[0], : shape[1]]
+        channels = whole.shape[-1] - len(statistics)
+        located = [
+            calibrated_map(whole[..., channels + k], usual, sigma=config.score.map_sigma)
+            for k, usual in enumerate(statistics)
+        ]
+        return whole[..., :channels], located
 
-    def detect(images: UInt8[Array, "batch side side channels"]) -> dict[str, Any]:
-        images = jax.vmap(lambda image: local_contrast(image, config.data.local_contrast))(images)
-        if len(positions) == 1:
-            drawn, unusual, terms = jax.vmap(find_tile)(images)
-        else:
-            drawn, unusual, terms = lax.map(find_tiled, images)
-        map = calibrated_map(unusual, maps, sigma=config.score.map_sigma)
-        terms = {**terms, LOCAL: map.max(axis=(1, 2))}
+    def contrasted(image: UInt8[Array, "height width channels"]) -> Array:
+        return local_contrast(image, config.data.local_contrast, side=side)
+
+    def detect(images: UInt8[Array, "batch height width channels"]) -> dict[str, Any]:
+        images = jax.vmap(contrasted)(images)
+        images = jnp.pad(images, ((0, 0), *missing, (0, 0)), mode="reflect")
+        tiles = jnp.stack([images[:, y : y + tile, x : x + tile] for y, x in positions], axis=1)
+        reconstruction, unusual, terms = jax.tree.map(
+            lambda leaf: leaf.reshape(images.shape[0], len(positions), *leaf.shape[1:]),
+            find(tiles.reshape(-1, *tiles.shape[2:])),
+        )
+        terms = {name: values.max(axis=1) for name, values in terms.items()}
+        parts = jnp.concatenate([reconstruction.astype(jnp.float32), unusual], axis=-1)
+        # One image after another, as `scorer.locate` does: a batch would be added up otherwise.
+        whole, located = lax.map(locate, parts)
+        terms[LOCAL] = located[0].max(axis=(1, 2))
+        if memory is not None:
+            terms[MEMORY] = located[1].max(axis=(1, 2))
+            terms[MEMORY_SUM] = located[1].mean(axis=(1, 2))
         return {
             "score": terms["score"],
             **_judge(calibration, terms),
             "terms": terms,
-            "drawn": drawn,
-            "map": map,
+            "reconstruction": jnp.clip(jnp.round(whole), 0, 255).astype(jnp.uint8),
+            "heat": located[-1] if config.score.map == "memory" else located[0],
         }
 
     return detect
 
 
-def export_detector(workdir: Path, out: Path, *, onnx: bool = False) -> Path:
+def export_detector(
+    workdir: Path, out: Path, *, photograph: tuple[int, int] | None = None, onnx: bool = False
+) -> Path:
     """Write the detector of a finished run into the folder `out`; see the module's docstring.
 
     Args:
+      photograph: height and width of the photographs to come, in their own pixels, for a run that
+        keeps their shape (`data.fit=scale`); None otherwise.
       onnx: also write the bare networks; needs the extra `onnx` of this package.
 
     Returns:
@@ -98,13 +145,18 @@ def export_detector(workdir: Path, out: Path, *, onnx: bool = False) -> Path:
 
     Raises:
       ConfigError, CheckpointError, CalibrationError: `workdir` is not a finished run; says why.
-      ConfigError: `onnx` without its packages, or `out` is a file.
+      ConfigError: `onnx` without its packages, `out` is a file, or `photograph` is missing or not
+        wanted.
       OSError: `out` cannot be written.
     """
     config = config_lib.load(workdir)
     calibration = Calibration.load(workdir / "calibration.json")
     maps = load_maps(workdir / "map_calibration.npz")
-    return export_model(load_model(workdir, config), config, calibration, maps, out, onnx=onnx)
+    memory = memory_lib.of_run(workdir, config.score)
+    model = load_model(workdir, config)
+    return export_model(
+        model, config, calibration, maps, out, memory, photograph=photograph, onnx=onnx
+    )
 
 
 def export_model(
@@ -113,25 +165,28 @@ def export_model(
     calibration: Calibration,
     maps: MapCalibration,
     out: Path,
+    memory: Memory | None = None,
     *,
+    photograph: tuple[int, int] | None = None,
     onnx: bool = False,
 ) -> Path:
     """`export_detector` of the parts of a detector."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: expected a folder, which is created if missing")
+    shape = _shape(config, model.networks.resolution, photograph)
     out.mkdir(parents=True, exist_ok=True)
     if onnx:
         export_onnx(model, out)
-    side = image_resolution(config.data, model.networks.resolution)
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, side, side, config.data.channels), jnp.uint8)
-    detect = jax.jit(make_detect(model, config, calibration, maps))
+    images = jax.ShapeDtypeStruct((batch, *shape, config.data.channels), jnp.uint8)
+    detect = jax.jit(make_detect(model, config, calibration, maps, memory, shape=shape))
     exported = jax.export.export(detect, platforms=PLATFORMS)(images)
     saved = bytes(exported.serialize())
 
-    _write_bytes(out / ARTEFACT, saved)
+    write_bytes(out / ARTEFACT, saved)
+    write_text(out / FRAME, inspect.getsource(frame))
     calibration.save(out / "calibration.json")
-    manifest = _manifest(config, calibration, exported, side)
+    manifest = _manifest(config, calibration, exported, shape)
     manifest["sha256"] = hashlib.sha256(saved).hexdigest()
     write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return out / ARTEFACT
@@ -155,7 +210,7 @@ def export_onnx(model: Model, out: Path) -> None:
         ) from error
     # It warns of every intermediate value whose type it leaves out of the file.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    networks, params, stddev = model.networks, model.params, model.reference.mean("stddev")
+    networks, params, stddev = model.networks, model.params, model.statistics.mean("stddev")
 
     def generate(z: Float[Array, "batch latent"]) -> Float[Array, "batch h w c"]:
         return networks.generate(params.generator, z)
@@ -175,50 +230,68 @@ def export_onnx(model: Model, out: Path) -> None:
             input_names=inputs,
             output_names=outputs,
         )
-        _write_bytes(out / f"{name}.onnx", graph.SerializeToString())
+        write_bytes(out / f"{name}.onnx", graph.SerializeToString())
 
 
-def _find_tile(model: Model, config: Config) -> _FindOne:
-    """Search and measurement of a single tile, parameters bound as constants of the program."""
+def _find(
+    model: Model, config: Config, memory: Memory | None
+) -> Callable[[UInt8[Array, "n h w c"]], _Measured]:
+    """Search and measurement of any number of tiles, parameters bound as constants.
+
+    The last batch is filled up with copies of the first tile.
+    """
     quiet = dataclasses.replace(config.search, record_curve=False)
-    search, measure = make_functions(model.networks, dataclasses.replace(config, search=quiet))
-    constants = jax.tree.map(np.asarray, with_guide(model, config)[1:])
+    config = dataclasses.replace(config, search=quiet)
+    search, measure = make_search(model.networks, config), make_measure(model.networks, config)
+    if config.search.start != "encoder":  # nothing that is not needed goes into the file
+        model = model._replace(params=model.params._replace(encoder=None))
+    constants = jax.tree.map(np.asarray, (*with_initialisation(model, config)[1:], memory))
+    size = tiles_at_once(config.search)
 
-    def find_tile(tile: UInt8[Array, "h w c"]) -> _Measured:
+    def find_batch(tiles: UInt8[Array, "size h w c"]) -> _Measured:
         # Behind a barrier they are to XLA what they are to `Scorer`, values that are not known:
         # it would spend minutes on working out what follows from a large network's parameters.
-        variables = lax.optimization_barrier(constants)
-        found = search(variables, tile[None])
-        drawn, measured, terms = jax.tree.map(
-            lambda leaf: leaf[0], measure(variables, tile[None], found.latents)
+        variables: Any = lax.optimization_barrier(constants)
+        latents: Any = search(variables, tiles).latents
+        reconstruction, maps, terms = measure(variables, tiles, latents)
+        chosen = config.score.map if config.score.map in maps else "difference"
+        found = [maps[name] for name in (chosen, "distance") if name in maps]
+        return reconstruction, jnp.stack(found, axis=-1), terms
+
+    def find(tiles: UInt8[Array, "n h w c"]) -> _Measured:
+        count = tiles.shape[0]
+        batches = -(-count // size)
+        filler = jnp.broadcast_to(tiles[:1], (batches * size - count, *tiles.shape[1:]))
+        padded = jnp.concatenate([tiles, filler]).reshape(batches, size, *tiles.shape[1:])
+        found = lax.map(find_batch, padded)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+    return find
+
+
+def _shape(config: Config, resolution: int, photograph: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of the images that an exported program takes."""
+    if config.data.fit == "scale":
+        if photograph is None:
+            raise ConfigError(
+                "this run keeps the shape of photographs (data.fit=scale), and an exported program "
+                "has one size: give that of your photographs, as in --photograph=1280x960 (width x "
+                "height in pixels)"
+            )
+        return scaled_size(*photograph, config.data.scale)
+    side = image_resolution(config.data, resolution)
+    if photograph is not None:
+        raise ConfigError(
+            f"--photograph is for runs that keep the shape of photographs: this one makes squares "
+            f"of {side} x {side} pixels of any (data.fit={config.data.fit})"
         )
-        return drawn, measured[config.score.map], terms
-
-    return _live(find_tile)
-
-
-def _live(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """`function` without steps that no result depends on.
-
-    XLA drops them too, but later: a search computes gradients of kernels that nobody asked for, and
-    those cannot be written down for a batch size that is not known yet.
-    """
-
-    def live(argument: Array) -> Any:
-        traced, shapes = jax.make_jaxpr(function, return_shape=True)(argument)
-        wanted = [True] * len(traced.out_avals)
-        jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, wanted, instantiate=True)
-        closed = jax.extend.core.ClosedJaxpr(jaxpr, traced.consts)
-        leaves = jax.extend.core.jaxpr_as_fun(closed)(argument)
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-    return live
+    return side, side
 
 
 def _judge(
     calibration: Calibration, terms: dict[str, Float[Array, " batch"]]
 ) -> dict[str, Float[Array, " batch"] | Bool[Array, " batch"]]:
-    """`calibrated`, `probability` and `is_abnormal` of `Calibration`, in float32."""
+    """`calibrated`, `anomaly` and `is_abnormal` of `Calibration`, in float32."""
     mean, std, weights = (
         np.array(values, np.float32)[:, None]
         for values in (calibration.mean, calibration.std, calibration.weights)
@@ -226,16 +299,26 @@ def _judge(
     values = jnp.stack([terms[name] for name in calibration.terms])
     standardised = (values - jnp.broadcast_to(mean, values.shape)) / std
     calibrated = jnp.sum(weights * standardised, axis=0) + calibration.intercept
+    d = calibrated - calibration.thresholds[CALIBRATED].chosen
+    anomaly = DECISION * (1.0 + d / (calibration.scale + jnp.abs(d)))
+    above = np.nextafter(np.float32(DECISION), np.float32(1.0))
     return {
-        "calibrated": calibrated,
-        "probability": jax.nn.sigmoid(calibrated),
-        "is_abnormal": calibrated > calibration.thresholds[CALIBRATED].chosen,
+        CALIBRATED: calibrated,
+        ANOMALY: jnp.where(d > 0, jnp.maximum(anomaly, above), anomaly),
+        "is_abnormal": d > 0,
     }
 
 
 def _manifest(
-    config: Config, calibration: Calibration, exported: jax.export.Exported, side: int
+    config: Config,
+    calibration: Calibration,
+    exported: jax.export.Exported,
+    shape: tuple[int, int],
 ) -> dict[str, Any]:
+    data = config.data
+    keeps_shape = data.fit == "scale"
+    fit = "scaled" if keeps_shape else "fit_square"
+    size = f"{data.scale!r}" if keeps_shape else f'{shape[0]}, "{data.fit}"'
     decides = calibration.thresholds[CALIBRATED].chosen
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     return {
@@ -245,19 +328,27 @@ def _manifest(
             f'saved = bytearray(pathlib.Path("{ARTEFACT}").read_bytes())',
             "found = jax.jit(jax.export.deserialize(saved).call)(images)",
         ],
+        # Of a photograph with its channels last, after EXIF rotation.
+        "photograph": [
+            f"from frame import Frame, {fit}",
+            f"images = {fit}(photograph, {size})[None]",
+            f'frame = Frame.of(*photograph.shape[:2], "{data.fit}")',
+            'map = frame.place(found["heat"][0])',
+        ],
         "input": {
             "images": exported.in_avals[0].str_short(),
-            "resolution": side,
-            "channels": config.data.channels,
+            "height": shape[0],
+            "width": shape[1],
+            "channels": data.channels,
             "values": "0..255, rows from the top; RGB where there are 3 channels",
-            "fit": config.data.fit,
+            "fit": data.fit,
         },
         "outputs": jax.tree.map(lambda aval: aval.str_short(), outputs),
         "terms": list(calibration.terms),
         "thresholds": {
             CALIBRATED: decides,
-            "probability": float(1.0 / (1.0 + np.exp(-np.clip(decides, -500, 500)))),
-            "map": calibration.thresholds[LOCAL].quantile,
+            ANOMALY: DECISION,
+            "map": calibration.thresholds[heat_term(config.score)].quantile,
         },
         "calibration": "calibration.json",
         "search": dataclasses.asdict(config.search),

@@ -1,56 +1,57 @@
-"""From raw terms to a calibrated score, a probability, and thresholds; validation images only.
+"""From raw terms to a calibrated score, thresholds, and `anomaly`; validation images only.
 
 Terms are standardised by validation normals. With known abnormal validation images their weights
 are those of a logistic regression (classes weighted equally, weights not negative: no term may
 speak for an image because it is unusual), which a few images move little from the term that was
 trained against known abnormal images; with normals alone, or where no term tells the two apart, all
-terms weigh the same.
+terms weigh the same, or those that the caller trusts.
+
+No threshold rests on an image that was fitted: thresholds are those of cross-fitted scores, of
+which each comes from a fit without the image (and the term `local` from map statistics without it,
+which is up to the caller).
+
+`anomaly` is the calibrated score for people: 0.5 at the threshold, in units of how much normal
+images scatter. A sigmoid would be 1.000 for every strong defect; d / (scale + |d|) still tells 50
+deviations (0.990) from 100 (0.995).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
-from scipy import optimize  # type: ignore[import-untyped]
+from jaxtyping import Bool, Float, Int
+from scipy import optimize
 
+from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.errors import UserError
+from jax_noisy_anogan.model import Model
+from jax_noisy_anogan.runtime.files import checksum, write_text
+from jax_noisy_anogan.scoring.thresholds import (
+    Thresholds,
+    decide,
+    fit_thresholds,
+    quantile_threshold,
+)
 
 Terms = Mapping[str, Float[np.ndarray, " n"]]
 
 CALIBRATED = "calibrated"
-_SMALLEST = 2
-# Where in the gap between two scores a threshold lies: nearer to the lower one, since abnormal
-# images scatter more than normal ones. With 10 normal and 2 known abnormal images of MNIST, of the
-# validation part, the rest of that part had F1 0.96 to 0.98, and 0.94 to 0.97 with the middle.
-_GAP_SHARE = 1 / 3
+ANOMALY = "anomaly"
+# The anomaly at the threshold of the calibrated score.
+DECISION = 0.5
+# A fit without one image rests on three: fewer say nothing of a deviation.
+FEWEST_NORMALS = 4
+_FOLDS = 20
 
 
 class CalibrationError(UserError, RuntimeError):
     """A run cannot be calibrated, or its calibration cannot be read."""
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Thresholds of one score; an image above the chosen one is called abnormal.
-
-    Attributes:
-      chosen: the one that decides: the rule's, or `quantile` where the rule's would call every
-        normal validation image abnormal.
-      quantile: which normal validation images exceed at most at the chosen false-positive rate.
-      best_f1, youden: best F1, and largest true minus false positive rate, on the validation
-        images; None without known abnormal ones.
-    """
-
-    chosen: float
-    quantile: float
-    best_f1: float | None
-    youden: float | None
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Calibration:
 
     Attributes:
       terms: names, in the order of `mean`, `std` and `weights`.
-      mean, std: of each term over validation normals.
+      mean, std: of each term over validation normals; the deviation has a floor.
       weights, intercept: of the standardised terms; their sum is the calibrated score, a logit.
+      scale: calibrated scores are this far apart where `anomaly` moves from 0.5 to 0.75.
       thresholds: by score name, `CALIBRATED` included.
       rule: the rule asked for.
       normals, abnormals: how many validation images it rests on.
@@ -71,6 +73,7 @@ class Calibration:
     std: tuple[float, ...]
     weights: tuple[float, ...]
     intercept: float
+    scale: float
     thresholds: dict[str, Thresholds]
     rule: str
     normals: int
@@ -80,29 +83,36 @@ class Calibration:
         """The calibrated score: above 0 is rather abnormal than normal."""
         values = np.stack([np.asarray(terms[name], np.float64) for name in self.terms], axis=-1)
         standardised = (values - np.array(self.mean)) / np.array(self.std)
-        return standardised @ np.array(self.weights) + self.intercept
+        # A matrix product rounds a row otherwise among others than alone.
+        return (standardised * np.array(self.weights)).sum(axis=-1) + self.intercept
 
-    def probability(self, terms: Terms) -> Float[np.ndarray, " n"]:
-        """The calibrated score in [0, 1], at equal shares of normal and abnormal images.
+    def anomaly(self, terms: Terms) -> Float[np.ndarray, " n"]:
+        """From 0 to 1, above 0.5 where the calibrated score is above its threshold."""
+        return self.to_anomaly(self.calibrated(terms))
 
-        Without known abnormal images it is not a probability but a scale: one half at the quantile
-        threshold, and one standard deviation of normal images is one logit.
+    def to_anomaly(self, calibrated: Float[np.ndarray, " *n"]) -> Float[np.ndarray, " *n"]:
+        """`anomaly` of calibrated scores: 0.5 (1 + d / (scale + |d|)), d = score - threshold.
+
+        It is 0.1 to 0.2 for most normal images, which lie a few deviations below the threshold;
+        0.75 is one deviation above it, 0.95 nine, 0.995 ninety-nine.
         """
-        return 1.0 / (1.0 + np.exp(-np.clip(self.calibrated(terms), -500, 500)))
+        d = np.asarray(calibrated, np.float64) - self.thresholds[CALIBRATED].chosen
+        found = DECISION * (1.0 + d / (self.scale + np.abs(d)))
+        # Rounding must not take back the decision on a score just above the threshold.
+        return np.where(d > 0, np.maximum(found, np.nextafter(DECISION, 1.0)), found)
 
-    def is_abnormal(self, terms: Terms, threshold: float | None = None) -> Bool[np.ndarray, " n"]:
-        """Decisions by the calibrated score.
+    def is_abnormal(self, terms: Terms, threshold: float = DECISION) -> Bool[np.ndarray, " n"]:
+        """Decisions.
 
         Args:
-          threshold: a probability that replaces the stored threshold.
+          threshold: the anomaly above which an image is abnormal; 0.5 is the run's own threshold.
         """
-        if threshold is not None:
-            return decide(self.probability(terms), threshold)
-        return decide(self.calibrated(terms), self.thresholds[CALIBRATED].chosen)
+        require_anomaly(threshold, "threshold")
+        return decide(self.anomaly(terms), threshold)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -128,6 +138,9 @@ class Calibration:
         """
         try:
             values = json.loads(text)
+            absent = {field.name for field in dataclasses.fields(cls)} - set(values)
+            if absent:
+                raise ValueError(f"{', '.join(sorted(absent))} is missing")
             thresholds = {k: Thresholds(**v) for k, v in values.pop("thresholds").items()}
             values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
             return cls(thresholds=thresholds, **values)._checked()
@@ -137,11 +150,28 @@ class Calibration:
     def _checked(self) -> Calibration:
         rows = np.array([self.mean, self.std, self.weights], float)
         chosen = [self.thresholds[name].chosen for name in (*self.terms, CALIBRATED)]
-        quantiles = [self.thresholds[name].quantile for name in (*self.terms, CALIBRATED)]
-        figures = np.array([*rows.ravel(), self.intercept, *chosen, *quantiles], float)
-        if rows.shape != (3, len(self.terms)) or not np.isfinite(figures).all():
+        others = [
+            (t.quantile, t.rate_low, t.rate_high)
+            for t in (self.thresholds[name] for name in (*self.terms, CALIBRATED))
+        ]
+        figures = [*rows.ravel(), self.intercept, self.scale, *chosen, *np.ravel(others)]
+        is_finite = np.isfinite(np.array(figures, float)).all()
+        if rows.shape != (3, len(self.terms)) or not is_finite or self.scale <= 0:
             raise ValueError("a figure is missing or not finite")
         return self
+
+
+def model_stamp(model: Model) -> int:
+    """Tells trained models apart, so that no calibration is taken for that of another."""
+    return checksum(model[1:])
+
+
+class Fitted(NamedTuple):
+    """A calibration, and the calibrated scores of the validation images by fits without them."""
+
+    calibration: Calibration
+    normal: Float[np.ndarray, " n"]
+    abnormal: Float[np.ndarray, " m"]
 
 
 def fit(
@@ -151,119 +181,176 @@ def fit(
     rule: str,
     false_positive_rate: float,
     learned: str = "",
-) -> Calibration:
+    trusted: Sequence[str] = (),
+) -> Fitted:
     """Fit to the terms of validation images.
 
     Args:
-      normal: terms of normal validation images, at least two.
+      normal: terms of normal validation images, at least `FEWEST_NORMALS`; each by map statistics
+        without the image.
       abnormal: of known abnormal validation images; arrays of length 0 where there are none.
-      rule: "best_f1" or "youden", which become "quantile" without abnormal images; or "quantile".
+      rule: "best_f1", "youden" or "quantile", see `fit_thresholds`.
       false_positive_rate: of the quantile thresholds.
       learned: the term that was trained against known abnormal images, if any; few validation
         images leave the weight with it.
+      trusted: terms that share the weight where nothing abnormal is known; none means all.
 
     Raises:
-      CalibrationError: fewer than two normal images, or a term that is not finite.
+      CalibrationError: too few normal images, or a term that is not finite.
     """
     names = tuple(normal)
     normals, abnormals = _matrix(normal), _matrix(abnormal)
     require_normals(len(normals))
     if not (np.isfinite(normals).all() and np.isfinite(abnormals).all()):
         raise CalibrationError("a term of a validation image is not finite")
-    mean = normals.mean(axis=0)
-    # A term that is the same for all normal images still has a scale: its own size.
-    std = np.maximum(normals.std(axis=0, ddof=1), 1e-6 * (1.0 + np.abs(mean)))
-    z_normal, z_abnormal = (normals - mean) / std, (abnormals - mean) / std
-    weights, intercept = np.zeros(len(names)), 0.0
-    if len(abnormals):
-        expected = np.array([float(name == learned) for name in names])
-        weights, intercept = _logistic_regression(z_normal, z_abnormal, expected)
-    # All are zero where every term is lower for the known abnormal images: then nothing is learned.
-    if not weights.any():
-        weights, intercept = _equal_weights(z_normal, false_positive_rate)
+    expected = np.array([float(name == learned) for name in names])
+    balance = np.array([float(name in (trusted or names)) for name in names])
+    whole = _fit_linear(normals, abnormals, expected, balance)
+    if whole.balanced and balance.sum() == 1:
+        # Whatever the fit, one term orders images alike. Fits without an image would differ in
+        # scale only, by which an unusual normal image would lift the threshold of all others.
+        scores = whole(normals), whole(abnormals)
+    else:
+        scores = _cross_fitted(normals, abnormals, expected, balance, whole)
+    if whole.balanced:
+        # Nothing abnormal says where 0 should lie: it lies at the quantile threshold.
+        shift = quantile_threshold(scores[0], false_positive_rate)
+        whole = whole._replace(intercept=-shift)
+        scores = scores[0] - shift, scores[1] - shift
+    columns = {name: (normals[:, k], abnormals[:, k]) for k, name in enumerate(names)}
     thresholds = {
-        name: _thresholds(normals[:, k], abnormals[:, k], rule, false_positive_rate)
-        for k, name in enumerate(names)
+        name: fit_thresholds(*values, rule=rule, false_positive_rate=false_positive_rate)
+        for name, values in {**columns, CALIBRATED: scores}.items()
     }
-    thresholds[CALIBRATED] = _thresholds(
-        z_normal @ weights + intercept, z_abnormal @ weights + intercept, rule, false_positive_rate
-    )
-    return Calibration(
+    calibration = Calibration(
         terms=names,
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
-        weights=tuple(weights.tolist()),
-        intercept=float(intercept),
+        mean=tuple(whole.mean.tolist()),
+        std=tuple(whole.std.tolist()),
+        weights=tuple(whole.weights.tolist()),
+        intercept=float(whole.intercept),
+        scale=_spread(scores[0], thresholds[CALIBRATED].chosen),
         thresholds=thresholds,
         rule=rule,
         normals=len(normals),
         abnormals=len(abnormals),
     )
+    return Fitted(calibration, *scores)
 
 
 def require_normals(count: int) -> None:
     """Check that there are enough normal validation images, before any work on them.
 
     Raises:
-      CalibrationError: fewer than two.
+      CalibrationError: fewer than `FEWEST_NORMALS`.
     """
-    if count < _SMALLEST:
+    if count < FEWEST_NORMALS:
         raise CalibrationError(
-            f"{count} normal validation images: at least {_SMALLEST} are needed; raise "
+            f"{count} normal validation images: at least {FEWEST_NORMALS} are needed; raise "
             "config.data.validation_fraction"
         )
 
 
-def quantile_threshold(normal: Float[np.ndarray, " n"], false_positive_rate: float) -> float:
-    """The smallest score of a normal image that at most this share of them exceeds."""
-    # 0.29 of 100 images is 28.999999999999996 in floating point.
-    allowed = int(false_positive_rate * len(normal) + 1e-9)
-    return float(np.sort(normal)[len(normal) - 1 - allowed])
+def require_anomaly(threshold: float, name: str) -> None:
+    """Refuse a threshold that no anomaly can have.
+
+    Raises:
+      ConfigError: it is not from 0 to 1.
+    """
+    if not 0.0 <= threshold <= 1.0:
+        raise ConfigError(f"{name}={threshold}: expected an anomaly from 0 to 1, as 0.5")
 
 
-def best_f1_threshold(normal: Float[np.ndarray, " n"], abnormal: Float[np.ndarray, " m"]) -> float:
-    """The threshold of largest F1, in the gap between the scores beside it (`_GAP_SHARE`)."""
+def _spread(normal: Float[np.ndarray, " n"], threshold: float) -> float:
+    """How much calibrated scores of normal images scatter, with a floor.
 
-    def f1(true_positive: np.ndarray, false_positive: np.ndarray) -> np.ndarray:
-        return 2 * true_positive / (true_positive + false_positive + len(abnormal))
-
-    return _best_threshold(normal, abnormal, f1)
-
-
-def youden_threshold(normal: Float[np.ndarray, " n"], abnormal: Float[np.ndarray, " m"]) -> float:
-    """The threshold of largest true minus false positive rate (Youden's J)."""
-
-    def j(true_positive: np.ndarray, false_positive: np.ndarray) -> np.ndarray:
-        # Both rates times both numbers: whole numbers, so that ties are exact.
-        return true_positive * len(normal) - false_positive * len(abnormal)
-
-    return _best_threshold(normal, abnormal, j)
+    Where they all but agree, a tenth of the way from their median to the threshold: otherwise every
+    image would have an anomaly near 0 or near 1.
+    """
+    way = abs(threshold - float(np.median(normal)))
+    return max(float(normal.std(ddof=1)), 0.1 * way, 1e-6 * (1.0 + abs(threshold)))
 
 
-def _best_threshold(normal: np.ndarray, abnormal: np.ndarray, quality) -> float:
-    scores = np.unique(np.concatenate([normal, abnormal]))
-    inside = scores[:-1] + np.diff(scores) * _GAP_SHARE
-    # Nothing lies between neighbouring floating-point numbers: there the lower one is the cut.
-    between = np.where(inside < scores[1:], inside, scores[:-1])
-    # Below all scores, between two neighbours each; never above all, which would find nothing.
-    cuts = np.concatenate([[np.nextafter(scores[0], -np.inf)], between])
-    above = [len(s) - np.searchsorted(np.sort(s), cuts, side="right") for s in (abnormal, normal)]
-    values = quality(*above)
-    # Of equally good ones the highest: fewer normal images are flagged.
-    return float(cuts[len(values) - 1 - int(np.argmax(values[::-1]))])
+class _Linear(NamedTuple):
+    """A weighted sum of standardised terms.
+
+    Attributes:
+      balanced: the trusted terms weigh the same, and the intercept is still to be chosen.
+    """
+
+    mean: Float[np.ndarray, " terms"]
+    std: Float[np.ndarray, " terms"]
+    weights: Float[np.ndarray, " terms"]
+    intercept: float
+    balanced: bool
+
+    def __call__(self, values: Float[np.ndarray, "n terms"]) -> Float[np.ndarray, " n"]:
+        return (values - self.mean) / self.std @ self.weights + self.intercept
 
 
-def _thresholds(
-    normal: np.ndarray, abnormal: np.ndarray, rule: str, false_positive_rate: float
-) -> Thresholds:
-    quantile = quantile_threshold(normal, false_positive_rate)
-    if not len(abnormal):
-        return Thresholds(quantile, quantile, None, None)
-    f1, youden = best_f1_threshold(normal, abnormal), youden_threshold(normal, abnormal)
-    chosen = {"quantile": quantile, "best_f1": f1, "youden": youden}[rule]
-    # Where a score does not separate, F1 is best with everything flagged: no decision at all.
-    decides = not decide(normal, chosen).all()
-    return Thresholds(chosen if decides else quantile, quantile, f1, youden)
+def _fit_linear(
+    normals: Float[np.ndarray, "n terms"],
+    abnormals: Float[np.ndarray, "m terms"],
+    expected: Float[np.ndarray, " terms"],
+    balance: Float[np.ndarray, " terms"],
+    near: _Linear | None = None,
+) -> _Linear:
+    """The fit; `near` is one to similar images, at which it begins."""
+    mean = normals.mean(axis=0)
+    # A term that is the same for all normal images still has a scale: its own size.
+    std = np.maximum(normals.std(axis=0, ddof=1), 1e-6 * (1.0 + np.abs(mean)))
+    z_normal = (normals - mean) / std
+    if len(abnormals):
+        start = None if near is None else np.append(near.weights, near.intercept)
+        weights, intercept = _logistic_regression(
+            z_normal, (abnormals - mean) / std, expected, start
+        )
+        # All are zero where every term is lower for the known abnormal images: nothing is learned.
+        if weights.any():
+            return _Linear(mean, std, weights, intercept, balanced=False)
+    count = balance.sum()
+    sums = (z_normal * balance).sum(axis=1) / count
+    # The mean of independent terms deviates by 1 / sqrt(count). A few images in which the terms
+    # happen to cancel would give next to nothing, and a scale that explodes.
+    scale = max(float(sums.std(ddof=1)), 0.5 / np.sqrt(count))
+    return _Linear(mean, std, balance / count / scale, 0.0, balanced=True)
+
+
+def _cross_fitted(
+    normals: Float[np.ndarray, "n terms"],
+    abnormals: Float[np.ndarray, "m terms"],
+    expected: Float[np.ndarray, " terms"],
+    balance: Float[np.ndarray, " terms"],
+    whole: _Linear,
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """The score of every image by a fit of the same kind as `whole`, without the image.
+
+    A single abnormal image is not left out: without it, nothing of its kind is known. No threshold
+    rests on it (`fit_thresholds`).
+    """
+    scores = whole(normals), whole(abnormals)
+    for held_normal, held_abnormal in _folds(len(normals), len(abnormals)):
+        rest = np.delete(abnormals, held_abnormal, axis=0)
+        without = _fit_linear(
+            np.delete(normals, held_normal, axis=0),
+            rest[:0] if whole.balanced else rest,
+            expected,
+            balance,
+            whole,
+        )
+        scores[0][held_normal] = without(normals[held_normal])
+        scores[1][held_abnormal] = without(abnormals[held_abnormal])
+    return scores
+
+
+def _folds(
+    normals: int, abnormals: int
+) -> Iterator[tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]]:
+    """Which images a fit leaves out: neighbours together, one at a time where there are few."""
+    count = min(_FOLDS, max(normals, abnormals))
+    left_out = np.arange(abnormals if abnormals > 1 else 0)
+    yield from zip(
+        np.array_split(np.arange(normals), count), np.array_split(left_out, count), strict=True
+    )
 
 
 def _matrix(terms: Terms) -> Float[np.ndarray, "n terms"]:
@@ -274,6 +361,7 @@ def _logistic_regression(
     normal: Float[np.ndarray, "n terms"],
     abnormal: Float[np.ndarray, "m terms"],
     expected: Float[np.ndarray, " terms"],
+    start: Float[np.ndarray, " parameters"] | None = None,
 ) -> tuple[Float[np.ndarray, " terms"], float]:
     """Weights >= 0 and intercept of a ridge-penalised logistic regression, classes weighted alike.
 
@@ -289,7 +377,7 @@ def _logistic_regression(
     share = np.where(y > 0, 0.5 / len(abnormal), 0.5 / len(normal))
     ridge = 1.0 / len(abnormal)
 
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(parameters: Float[np.ndarray, " k"]) -> tuple[float, Float[np.ndarray, " k"]]:
         weights, intercept = parameters[:-1], parameters[-1]
         margin, away = y * (x @ weights + intercept), weights - expected
         value = share @ np.logaddexp(0.0, -margin) + 0.5 * ridge * away @ away
@@ -297,7 +385,10 @@ def _logistic_regression(
         return value, np.append(slope @ x + ridge * away, slope.sum())
 
     bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
-    start = np.append(np.full(x.shape[1], 0.1), 0.0)
+    if start is None:
+        start = np.append(np.full(x.shape[1], 0.1), 0.0)
+    else:
+        start = start * np.append(shrink, 1.0)
     found = optimize.minimize(
         loss,
         start,
@@ -307,17 +398,3 @@ def _logistic_regression(
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 10_000},
     )
     return found.x[:-1] / shrink, float(found.x[-1])
-
-
-def _equal_weights(
-    normal: Float[np.ndarray, "n terms"], false_positive_rate: float
-) -> tuple[Float[np.ndarray, " terms"], float]:
-    """The mean of the standardised terms, scaled to unit deviation, 0 at the quantile threshold."""
-    sums = normal.mean(axis=1)
-    weights = np.full(normal.shape[1], 1.0 / normal.shape[1]) / max(float(sums.std(ddof=1)), 1e-6)
-    return weights, -quantile_threshold(normal @ weights, false_positive_rate)
-
-
-def decide(scores: Float[np.ndarray, " *n"], threshold: float) -> Bool[np.ndarray, " *n"]:
-    """True where abnormal: the score is above the threshold."""
-    return np.asarray(scores > threshold)

@@ -9,6 +9,45 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jax_noisy_anogan.data.preprocess import pad_to_tile
+
+
+def blend_on_device(
+    tiles: Float[Array, "tiles tile tile channels"], positions: np.ndarray, shape: tuple[int, int]
+) -> Float[Array, "height width channels"]:
+    """`blend_tiles` on the device."""
+    size, channels = tiles.shape[1], tiles.shape[-1]
+    height, width = shape
+    padded = max(height, size), max(width, size)
+
+    def add(whole: Array, item: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        tile, weight, (top, left) = item
+        zero = jnp.zeros_like(top)
+        place = lax.dynamic_slice(whole, (top, left, zero), (size, size, channels))
+        place += tile * weight[..., None]
+        return lax.dynamic_update_slice(whole, place, (top, left, zero)), None
+
+    whole = jnp.zeros((*padded, channels))
+    weights = jnp.asarray(_blend_weights(positions, size, padded))
+    whole, _ = lax.scan(add, whole, (tiles, weights, jnp.asarray(positions, jnp.int32)))
+    return whole[:height, :width]
+
+
+def _blend_weights(
+    positions: np.ndarray, size: int, shape: tuple[int, int]
+) -> Float[np.ndarray, "tiles tile tile"]:
+    """What every pixel of every tile counts for in `blend_tiles`.
+
+    Blending is linear, so that these are what it makes of a tile of ones among tiles of zeros.
+    """
+    zeros, ones = np.zeros((size, size)), np.ones((size, size))
+    weights = []
+    for index, (top, left) in enumerate(positions):
+        tiles = (ones if other == index else zeros for other in range(len(positions)))
+        blended = blend_tiles(tiles, positions, shape)
+        weights.append(blended[top : top + size, left : left + size])
+    return np.stack(weights)
+
 
 def tile_positions(height: int, width: int, tile: int, overlap: int) -> Int[np.ndarray, "tiles 2"]:
     """Top and left of the tiles that cover an image, in reading order.
@@ -32,17 +71,6 @@ def tile_positions(height: int, width: int, tile: int, overlap: int) -> Int[np.n
 
     grid = np.meshgrid(starts(height), starts(width), indexing="ij")
     return np.stack(grid, axis=-1).reshape(-1, 2)
-
-
-def pad_to_tile(
-    image: Shaped[np.ndarray, "height width *channels"], tile: int
-) -> Shaped[np.ndarray, "padded_height padded_width *channels"]:
-    """Continue sides shorter than `tile` at the bottom and right by reflection (edge not repeated).
-
-    Sides that are long enough stay as they are.
-    """
-    missing = [(0, max(tile - size, 0)) for size in image.shape[:2]]
-    return np.pad(image, missing + [(0, 0)] * (image.ndim - 2), mode="reflect")
 
 
 def cut_tiles(
@@ -89,37 +117,3 @@ def blend_tiles(
         raise ValueError(f"the tiles leave pixels of an image of {shape} uncovered")
     blended = total / weights.reshape(*weights.shape, *[1] * (total.ndim - 2))
     return blended[: shape[0], : shape[1]].astype(np.float32)
-
-
-def _blend(
-    tiles: Float[Array, "tiles tile tile channels"], positions: np.ndarray, side: int
-) -> Float[Array, "side side channels"]:
-    """`blend_tiles` of square images on the device."""
-    size, channels = tiles.shape[1], tiles.shape[-1]
-
-    def add(whole: Array, item: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        tile, weight, (top, left) = item
-        zero = jnp.zeros_like(top)
-        place = lax.dynamic_slice(whole, (top, left, zero), (size, size, channels))
-        place += tile * weight[..., None]
-        return lax.dynamic_update_slice(whole, place, (top, left, zero)), None
-
-    whole = jnp.zeros((side, side, channels))
-    weights = jnp.asarray(_blend_weights(positions, size, side))
-    return lax.scan(add, whole, (tiles, weights, jnp.asarray(positions, jnp.int32)))[0]
-
-
-def _blend_weights(
-    positions: np.ndarray, size: int, side: int
-) -> Float[np.ndarray, "tiles tile tile"]:
-    """What every pixel of every tile counts for in `blend_tiles`.
-
-    Blending is linear, so that these are what it makes of a tile of ones among tiles of zeros.
-    """
-    zeros, ones = np.zeros((size, size)), np.ones((size, size))
-    weights = []
-    for index, (top, left) in enumerate(positions):
-        tiles = (ones if other == index else zeros for other in range(len(positions)))
-        blended = blend_tiles(tiles, positions, (side, side))
-        weights.append(blended[top : top + size, left : left + size])
-    return np.stack(weights)

@@ -12,14 +12,16 @@ from typing import NamedTuple
 # Half an epoch of MNIST's digit 0 at its default batch is shorter than a passing phase of training
 # may last; a run of any use is several times longer.
 WINDOW_IMAGES = 10_000
-# One grey level in [-1, 1]: written as 8-bit images, all drawn ones are the same.
+# One grey level in [-1, 1]: written as 8-bit images, all generated ones are the same.
 LEAST_SPREAD = 2.0 / 255.0
+# Of the spread of normal images: below, the generator "draws nearly one tile" with small changes.
+LEAST_SHARE = 0.2
 
 SIGNS = {
-    "generator_constant": "the generator draws the same image from every latent",
+    "generator_constant": "the generator draws nearly the same image from every latent",
     "discriminator_constant": "the discriminator says the same of every image",
-    "discriminator_perfect": "the discriminator tells every drawn image from every real one, so "
-    "that the generator learns nothing more",
+    "discriminator_perfect": "the discriminator tells every generated image from every real one, "
+    "so that the generator learns nothing more",
 }
 
 
@@ -36,7 +38,7 @@ class Monitor(NamedTuple):
         """The monitor after one update that showed `images` images.
 
         Args:
-          metrics: of `step.py`, from this update alone: a mean over updates hides a pinned one.
+          metrics: of `train_step`, from this update alone: a mean over updates hides a pinned one.
           critic: whether D is a Wasserstein critic, whose sign says nothing.
         """
         holds = signs(metrics, critic=critic)
@@ -51,9 +53,9 @@ class Monitor(NamedTuple):
 def signs(metrics: Mapping[str, float], *, critic: bool) -> dict[str, bool]:
     """Which signs hold in the metrics of one update.
 
-    Drawn images that all pass for normal are no sign by themselves: where p_g = p_d, the optimum of
-    Eq. 18 is D = 1 / (1 + gamma) > 1/2 everywhere. D is constant only if known abnormal images pass
-    as well.
+    Generated images that all pass for normal are no sign by themselves: where p_g = p_d, the
+    optimum of Eq. 18 is D = 1 / (1 + gamma) > 1/2 everywhere. D is constant only if known abnormal
+    images pass as well.
     """
     real, fake = metrics["d_accuracy_real"], metrics["d_accuracy_fake"]
     # An accuracy of 1 on images that are not normal means "not normal", on real ones "normal".
@@ -61,7 +63,8 @@ def signs(metrics: Mapping[str, float], *, critic: bool) -> dict[str, bool]:
     if "d_accuracy_abnormal" in metrics:
         called_normal.append(1.0 - metrics["d_accuracy_abnormal"])
     return {
-        "generator_constant": metrics["g_spread"] < LEAST_SPREAD,
+        "generator_constant": metrics["g_spread"]
+        < max(LEAST_SPREAD, LEAST_SHARE * metrics["real_spread"]),
         "discriminator_constant": not critic
         and (max(called_normal) == 0.0 or min(called_normal) == 1.0),
         "discriminator_perfect": not critic and real == 1.0 and fake == 1.0,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from jax_noisy_anogan.config import GrowthConfig, minibatch_at
 
@@ -49,15 +48,9 @@ class Phase:
     def name(self) -> str:
         return f"{self.resolution}x{self.resolution} {'fade' if self.fading else 'stable'}"
 
-
-class GrowthPoint(NamedTuple):
-    """Where the schedule stands after a number of images."""
-
-    phase: Phase
-    resolution: int
-    fading: bool
-    alpha: float
-    minibatch: int
+    def alpha(self, step: int) -> float:
+        """Share of the newest layers in step number `step` of the run: rises from 0 in a fade."""
+        return min((step - self.start_step) / self.steps, 1.0) if self.fading else 1.0
 
 
 @dataclass(frozen=True)
@@ -78,18 +71,6 @@ class Schedule:
         """The phase that performs step number `step` (from 0); the last one after the end."""
         starts = [phase.start_step for phase in self.phases]
         return self.phases[max(bisect.bisect_right(starts, step) - 1, 0)]
-
-    def at(self, images_seen: int) -> GrowthPoint:
-        """Resolution, phase, alpha and minibatch after `images_seen` images."""
-        starts = [phase.start_images for phase in self.phases]
-        phase = self.phases[max(bisect.bisect_right(starts, images_seen) - 1, 0)]
-        alpha = alpha_in(phase, (images_seen - phase.start_images) // phase.minibatch)
-        return GrowthPoint(phase, phase.resolution, phase.fading, alpha, phase.minibatch)
-
-
-def alpha_in(phase: Phase, step_in_phase: int) -> float:
-    """Share of the newest layers: rises linearly from 0 while fading, 1 otherwise."""
-    return min(step_in_phase / phase.steps, 1.0) if phase.fading else 1.0
 
 
 def make_schedule(growth: GrowthConfig) -> Schedule:

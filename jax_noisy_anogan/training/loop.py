@@ -16,26 +16,29 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from jax_noisy_anogan import pictures
 from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.data import Dataset, Split, TrainingStreams
+from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.splits import Split
+from jax_noisy_anogan.data.streams import TrainingStreams
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.model import pixel_scale
 from jax_noisy_anogan.networks import sample_latents
-from jax_noisy_anogan.networks.pixels import to_byte_images
+from jax_noisy_anogan.networks.pixels import ByteImages, to_byte_images
 from jax_noisy_anogan.runtime import parallel, processes
 from jax_noisy_anogan.runtime.checkpoint import Checkpoints, Position
 from jax_noisy_anogan.runtime.progress import ProgressLine
 from jax_noisy_anogan.training import collapse
-from jax_noisy_anogan.training.growth import Phase, Schedule, alpha_in, make_schedule
-from jax_noisy_anogan.training.journal import MetricWriter, _Log, _Silent
+from jax_noisy_anogan.training.estimate import Forecast
+from jax_noisy_anogan.training.growth import Phase, Schedule, make_schedule
+from jax_noisy_anogan.training.journal import Log, MetricWriter, Silent
+from jax_noisy_anogan.training.reconstruction import Reconstruction
 from jax_noisy_anogan.training.state import (
     TrainState,
     ema_decay_for,
@@ -45,7 +48,7 @@ from jax_noisy_anogan.training.state import (
     optimizer_of,
     state_template,
 )
-from jax_noisy_anogan.training.step import make_train_step
+from jax_noisy_anogan.training.step import Metrics, TrainStep
 
 # Separate uses of the run's one seed.
 _INITIAL, _STEPS, _SAMPLES = 0, 1, 2
@@ -139,11 +142,12 @@ class _Run:
                 show=self.show_progress,
             ) as line,
         ):
+            forecast = Forecast(self.config, self.schedule, line.say)
             while now.position.step < self.schedule.total_steps:
                 phase = self.schedule.phase_of_step(now.position.step)
                 now = self._enter(phase, now)
                 try:
-                    now = self._run_phase(phase, now, line, stop)
+                    now = self._run_phase(phase, now, line, forecast, stop)
                 except FloatingPointError as error:
                     now = self._roll_back(now, error)
             # A signal may have come after the last update that could carry it.
@@ -206,7 +210,12 @@ class _Run:
         )
 
     def _run_phase(
-        self, phase: Phase, now: Progress, line: ProgressLine, stop: Callable[[], bool]
+        self,
+        phase: Phase,
+        now: Progress,
+        line: ProgressLine,
+        forecast: Forecast,
+        stop: Callable[[], bool],
     ) -> Progress:
         config = self.config
         step_function = compile_step(config, phase, self.mesh)
@@ -217,14 +226,15 @@ class _Run:
                 MetricWriter(
                     self.workdir,
                     from_step=now.position.step,
-                    tensorboard=config.train.tensorboard,
+                    writers=config.train.writers,
                 )
                 if jax.process_index() == 0
-                else _Silent()
+                else Silent()
             ) as writer,
         ):
             state, position = now.state, now.position
-            log = _Log(phase, writer, line, config, self.monitor)
+            log = Log(phase, writer, line, config, self.monitor, forecast)
+            reconstruction = self._reconstruction(phase)
             # One value per device: any process can ask all of them to stop.
             flags = {
                 asked: parallel.shard(np.full(self.mesh.local_mesh.size, asked), self.mesh)
@@ -232,20 +242,23 @@ class _Run:
             }
             due = _next_checkpoint(position.images, config.train.checkpoint_every_images)
             while position.step < phase.end_step:
-                alpha = np.float32(alpha_in(phase, position.step - phase.start_step))
+                alpha = np.float32(phase.alpha(position.step))
                 batch = next(streams)
                 state, metrics = step_function(
-                    state, batch.normal, batch.abnormal, alpha, key, flags[stop()]
+                    state, batch.normal, batch.abnormal, alpha, key, flags[stop()], batch.masks
                 )
                 position = position._replace(
                     step=position.step + 1, images=position.images + phase.minibatch
                 )
                 log.add(position, float(alpha), metrics)
                 ends = position.step == phase.end_step
+                if reconstruction and (ends or position.images >= due):
+                    average = parallel.local_copy(state.average)
+                    log.note(reconstruction.measure(average, float(alpha)))
                 if log.stopping or ends or position.images >= due:
                     log.fetch_all()  # a checkpoint never holds an update that is not finite
                     if ends:
-                        self._draw_samples(phase, state)
+                        self._draw_samples(phase, state, writer, position.step)
                     _require_finite(position, phase, state)
                     self.checkpoints.save(position, state, streams.state())
                     due = _next_checkpoint(position.images, config.train.checkpoint_every_images)
@@ -262,6 +275,7 @@ class _Run:
             minibatch=phase.minibatch,
             seed=self.config.train.seed,
             with_abnormal=self.config.loss.gamma < 1.0,
+            with_masks=self.config.network.dense,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             to_device=functools.partial(parallel.shard, mesh=self.mesh),
@@ -270,7 +284,16 @@ class _Run:
             streams.restore(now.data)
         return streams
 
-    def _draw_samples(self, phase: Phase, state: TrainState) -> None:
+    def _reconstruction(self, phase: Phase) -> Reconstruction | None:
+        """What measures the encoder, in the process that writes the curves."""
+        networks = networks_of(self.config, phase)
+        if networks.encoder is None or jax.process_index() != 0:
+            return None
+        return Reconstruction(networks, pixel_scale(self.config.data), self.dataset, self.split)
+
+    def _draw_samples(
+        self, phase: Phase, state: TrainState, writer: MetricWriter | Silent, step: int
+    ) -> None:
         if jax.process_index() != 0:
             return
         networks = networks_of(self.config, phase)
@@ -287,7 +310,9 @@ class _Run:
         folder.mkdir(exist_ok=True)
         name = f"{phase.index:02d}_{phase.resolution}x{phase.resolution}_{kind}.png"
         columns = max(1, round(len(drawn) ** 0.5))
-        pictures.save_png(folder / name, pictures.image_grid(drawn, columns))
+        grid = pictures.image_grid(drawn, columns)
+        pictures.save_png(folder / name, grid)
+        writer.picture(step, grid)
 
     def _key(self, purpose: int) -> PRNGKeyArray:
         return jax.random.fold_in(self.key, purpose)
@@ -300,7 +325,7 @@ def compile_step(config: Config, phase: Phase, mesh: Mesh) -> Callable[..., Any]
     whether any is set (`stopping`): all processes learn at the same step that one of them was
     asked to stop.
     """
-    step = make_train_step(
+    step = TrainStep(
         networks_of(config, phase),
         optimizer_of(config, phase),
         loss=config.loss,
@@ -309,10 +334,19 @@ def compile_step(config: Config, phase: Phase, mesh: Mesh) -> Callable[..., Any]
         discriminator_rate=config.optim.discriminator_rate,
         pixels=pixel_scale(config.data),
         axis_name=parallel.AXIS,
+        search=config.search,
     )
 
-    def step_and_flag(state, real, abnormal, alpha, key, asked_to_stop):
-        state, metrics = step(state, real, abnormal, alpha, key)
+    def step_and_flag(
+        state: TrainState,
+        real: ByteImages,
+        abnormal: ByteImages | None,
+        alpha: Float[Array, ""],
+        key: PRNGKeyArray,
+        asked_to_stop: Bool[Array, " 1"],
+        masks: UInt8[Array, "batch height width"] | None,
+    ) -> tuple[TrainState, Metrics]:
+        state, metrics = step(state, real, abnormal, alpha, key, masks)
         stopping = lax.pmax(asked_to_stop.any().astype(np.float32), parallel.AXIS)
         return state, metrics | {"stopping": stopping}
 
@@ -320,7 +354,7 @@ def compile_step(config: Config, phase: Phase, mesh: Mesh) -> Callable[..., Any]
     return parallel.data_parallel(
         step_and_flag,
         mesh,
-        in_specs=(everywhere, split, split, everywhere, everywhere, split),
+        in_specs=(everywhere, split, split, everywhere, everywhere, split, split),
         out_specs=(everywhere, everywhere),
         donate_argnums=(0,),
     )
@@ -328,7 +362,7 @@ def compile_step(config: Config, phase: Phase, mesh: Mesh) -> Callable[..., Any]
 
 def _require_finite(position: Position, phase: Phase, state: TrainState) -> None:
     # Losses and gradients are those before the last update: it may have overflowed by itself.
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state)):
         raise FloatingPointError(f"parameters not finite at step {position.step} ({phase.name})")
 
 

@@ -13,13 +13,48 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan import model
 from jax_noisy_anogan.config import Config, OptimConfig
-from jax_noisy_anogan.model import Model, Reference
+from jax_noisy_anogan.model import DiscriminatorStatistics, Model
 from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, grow_params
 from jax_noisy_anogan.runtime import parallel
 from jax_noisy_anogan.runtime.checkpoint import CheckpointError, Checkpoints
 from jax_noisy_anogan.training.growth import Phase, make_schedule
+
+
+def load_model(workdir: Path, config: Config | None = None) -> Model:
+    """The model of a finished run.
+
+    Args:
+      config: of the run; read from `workdir` by default.
+
+    Raises:
+      ConfigError: `workdir` is no run.
+      CheckpointError: it holds no usable checkpoint, or training has not ended.
+    """
+    config = config_lib.load(workdir) if config is None else config
+    parallel.keep_compiled(config.train.compilation_cache_dir)
+    schedule = make_schedule(config.growth)
+    if not (workdir / "checkpoints").is_dir():
+        raise CheckpointError(f"{workdir} holds no checkpoint: train first")
+    mesh = parallel.make_mesh()
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        restored = checkpoints.restore_newest(
+            lambda position: state_template(config, schedule.phases[position.phase], mesh)
+        )
+    if restored is None:
+        raise CheckpointError(f"{workdir} holds no checkpoint: train first")
+    if restored.position.step < schedule.total_steps:
+        raise CheckpointError(
+            f"{workdir} is trained to step {restored.position.step} of {schedule.total_steps}: run "
+            "its training command again to finish it"
+        )
+    return model_of(config, restored.state)
+
+
+def model_of(config: Config, state: TrainState) -> Model:
+    """The model of the state after the last update."""
+    networks = networks_of(config, make_schedule(config.growth).phases[-1])
+    return Model(networks, *parallel.local_copy((state.average, state.statistics)))
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -34,7 +69,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: NetworkParams
     optimizer: NetworkParams
     average: NetworkParams
-    reference: Reference
+    statistics: DiscriminatorStatistics
 
 
 def make_optimizer(
@@ -61,10 +96,10 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        optimizer=NetworkParams(*(optimizer.init(tree) for tree in params)),
+        optimizer=params.map(optimizer.init),
         # Copies: the update donates its input, and a buffer can be given away only once.
         average=jax.tree.map(jnp.copy, params),
-        reference=Reference(*(jnp.zeros(()) for _ in range(4))),
+        statistics=DiscriminatorStatistics(*(jnp.zeros(()) for _ in range(4))),
     )
 
 
@@ -75,19 +110,22 @@ def grow_state(
     key: PRNGKeyArray,
 ) -> TrainState:
     """Carry a state into the next phase: old layers kept, new ones drawn, optimiser reset."""
+    import chex  # takes a second, which a detector that only loads a state need not wait
+
     fresh = init_state(networks, optimizer, key)
 
     def grow(old: NetworkParams, new: NetworkParams) -> NetworkParams:
-        return NetworkParams(*(grow_params(o, n) for o, n in zip(old, new, strict=True)))
+        return old.map(grow_params, new)
 
     params = grow(state.params, fresh.params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, fresh.params)
     return TrainState(
         step=state.step,
         params=params,
-        optimizer=NetworkParams(*(optimizer.init(tree) for tree in params)),
+        optimizer=params.map(optimizer.init),
         # New layers enter the average with the values that they start from.
         average=jax.tree.map(jnp.copy, grow(state.average, fresh.params)),
-        reference=state.reference,
+        statistics=state.statistics,
     )
 
 
@@ -102,7 +140,7 @@ def networks_of(config: Config, phase: Phase) -> Networks:
     return build_networks(
         resolution=phase.resolution,
         fading=phase.fading,
-        channels=config.data.channels,
+        channels=config.data.channels or 1,  # runs have chosen; data sets without files are grey
         fmap_base=network.fmap_base,
         fmap_max=network.fmap_max,
         latent_size=network.latent_size,
@@ -110,6 +148,8 @@ def networks_of(config: Config, phase: Phase) -> Networks:
         compute_dtype=network.compute_dtype,
         rematerialize=0 < growth.rematerialize_from <= phase.resolution,
         microbatch=growth.microbatch.get(str(phase.resolution), 0),
+        dense=network.dense,
+        encoder=config.train.encoder,
     )
 
 
@@ -136,39 +176,3 @@ def state_template(config: Config, phase: Phase, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
-
-
-def load_model(workdir: Path, config: Config | None = None) -> Model:
-    """The model of a finished run, with its encoder where `search.start` asks for it.
-
-    Args:
-      config: of the run; read from `workdir` by default.
-
-    Raises:
-      ConfigError: `workdir` is no run.
-      CheckpointError: it holds no usable checkpoint, or training has not ended.
-    """
-    config = config_lib.load(workdir) if config is None else config
-    parallel.keep_compiled(config.train.compilation_cache_dir)
-    schedule = make_schedule(config.growth)
-    if not (workdir / "checkpoints").is_dir():
-        raise CheckpointError(f"{workdir} holds no checkpoint: train first")
-    mesh = parallel.make_mesh()
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore_newest(
-            lambda position: state_template(config, schedule.phases[position.phase], mesh)
-        )
-    if restored is None:
-        raise CheckpointError(f"{workdir} holds no checkpoint: train first")
-    if restored.position.step < schedule.total_steps:
-        raise CheckpointError(
-            f"{workdir} is trained to step {restored.position.step} of {schedule.total_steps}: run "
-            "its training command again to finish it"
-        )
-    return model.load(config, workdir, model_of(config, restored.state))
-
-
-def model_of(config: Config, state: TrainState) -> Model:
-    """The model of the state after the last update."""
-    networks = networks_of(config, make_schedule(config.growth).phases[-1])
-    return Model(networks, *parallel.local_copy((state.average, state.reference)))

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from scipy import sparse  # type: ignore[import-untyped]
-from scipy.sparse import csgraph  # type: ignore[import-untyped]
+from jaxtyping import Bool, Float, Int, UInt8
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.preprocess import local_contrast
@@ -28,15 +28,18 @@ Thumbnails = Float[np.ndarray, "n pixels"]
 
 
 def thumbnails(dataset: Dataset, indices: Int[np.ndarray, " n"]) -> Thumbnails:
-    """The images in little, without their light: local contrast at 32 x 32, as unit vectors.
+    """The images at 32 x 32 as `unit_rows`."""
+    return unit_rows(dataset.images(indices, min(_SIDE, dataset.resolution)))
+
+
+def unit_rows(images: UInt8[np.ndarray, "n side side channels"]) -> Thumbnails:
+    """Images in little without their light: local contrast as unit vectors.
 
     The product of two is their correlation, from -1 to 1.
     """
-    level = min(_SIDE, dataset.resolution)
-    source = dataset.source(level)
-    rows = np.empty((len(indices), level * level * dataset.channels), np.float32)
-    for row, index in enumerate(indices):
-        rows[row] = local_contrast(source[int(index)], _NEIGHBOURHOOD).ravel()
+    rows = np.empty((len(images), images[:1].size), np.float32)
+    for row, image in enumerate(images):
+        rows[row] = local_contrast(image, _NEIGHBOURHOOD).ravel()
     rows -= rows.mean(axis=1, keepdims=True)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
@@ -50,6 +53,17 @@ def groups(images: Thumbnails, at_least: float) -> Int[np.ndarray, " n"]:
     ]
     rows, columns = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
     edges = sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(images),) * 2)
+    return csgraph.connected_components(edges, directed=False)[1].astype(np.int64)
+
+
+def joined(*numberings: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Groups of images that share a number in any of the numberings, also through others."""
+    count = len(numberings[0])
+    edges = sparse.coo_array((count, count), dtype=bool)
+    for numbers in numberings:
+        _, first, member = np.unique(numbers, return_index=True, return_inverse=True)
+        ones = np.ones(count, bool)
+        edges = edges + sparse.coo_array((ones, (np.arange(count), first[member])), (count,) * 2)
     return csgraph.connected_components(edges, directed=False)[1].astype(np.int64)
 
 

@@ -1,9 +1,7 @@
 """Figure 3 on 2-D data: the known optimum, the counting, and a short training."""
 
-import csv
 import dataclasses
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_noisy_anogan.config import Config, OptimConfig
-from jax_noisy_anogan.reproduction import figure3, ring
-from jax_noisy_anogan.reproduction.ring import ToyConfig
-from jax_noisy_anogan.settings import ConfigError
+from jax_noisy_anogan import reproduce
+from jax_noisy_anogan.config import Config, ConfigError, OptimConfig
+from jax_noisy_anogan.reproduction import figure3, ring, runner
+from jax_noisy_anogan.reproduction.cells import Bench
+from jax_noisy_anogan.reproduction.ring import RingConfig
 
 ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "toy2d.py"
 
 
 def _config_file():
-    spec = importlib.util.spec_from_file_location("toy2d_config", ROOT / "configs" / "toy2d.py")
+    spec = importlib.util.spec_from_file_location("toy2d_config", CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -49,13 +49,13 @@ def _normal_density(x, mean, std):
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(changes, message):
     with pytest.raises(ConfigError) as error:
-        ring.validate_toy(dataclasses.replace(ToyConfig(), **changes))
+        ring.validate_ring(dataclasses.replace(RingConfig(), **changes))
     assert message in str(error.value)
 
 
 def test_configs_of_images_and_unknown_variants_are_refused():
     with pytest.raises(ConfigError, match="returned Config: expected"):
-        ring.validate_toy(Config())
+        ring.validate_ring(Config())
     with pytest.raises(ConfigError, match="variant 'big'"):
         _config_file().get_config("big")
 
@@ -100,7 +100,7 @@ def test_clipped_optimum_minimises_the_divergence_of_equation_18():
 
 @pytest.mark.parametrize("gamma", [1.0, 0.95, 0.5, 0.1])
 def test_optimum_on_the_ring_keeps_the_share_that_disjoint_modes_give(gamma):
-    config = ToyConfig(contamination=0.15)
+    config = RingConfig(contamination=0.15)
     mixture = ring.make_mixture(config)
     points, mass = ring.optimal_mass(mixture, gamma, side=300)
     shares = ring.mode_shares(points, mixture, mass)
@@ -113,7 +113,7 @@ def test_optimum_on_the_ring_keeps_the_share_that_disjoint_modes_give(gamma):
 
 
 def test_points_belong_to_the_nearest_mode_within_three_deviations():
-    mixture = ring.make_mixture(ToyConfig(modes=4, radius=1.0, mode_std=0.1))
+    mixture = ring.make_mixture(RingConfig(modes=4, radius=1.0, mode_std=0.1))
     points = np.array([[1.0, 0.29], [1.31, 0.0], [0.05, 1.0], [-1.0, 0.1], [0.0, 0.0]])
     # The ring starts at a right angle and ends with the abnormal mode at (1, 0).
     np.testing.assert_array_equal(ring.nearest_modes(points, mixture), [3, 4, 0, 1, 4])
@@ -126,47 +126,69 @@ def test_points_belong_to_the_nearest_mode_within_three_deviations():
 
 
 def test_a_row_says_no_when_a_normal_mode_is_lost():
-    config = ToyConfig(modes=3, radius=2.0, gammas=(0.5, 1.0), seeds=2, contamination=0.2)
+    config = RingConfig(modes=3, radius=2.0, gammas=(0.5, 1.0), seeds=2, contamination=0.2)
     plain = [0.4, 0.4, 0.2, 0.0]
     kept, lost = [0.5, 0.49, 0.01, 0.0], [0.9, 0.09, 0.01, 0.0]
     (row, _) = ring.summarize(config, "equation_18", np.array([[kept, kept], [plain, plain]]))
     assert (row.covered, row.subtracted) == (2, True)
     assert row.ratio == pytest.approx(0.05)
+    # p_g* has no abnormal mass at this gamma: half of the rest is on each of the normal modes.
+    assert (row.abnormal, row.abnormal_std, row.outside) == pytest.approx((0.01, 0.0, 0.0))
+    assert row.weakest == pytest.approx(0.49 / (0.5 * (1.0 - np.exp(-4.5))), rel=1e-3)
     (row, _) = ring.summarize(config, "equation_18", np.array([[kept, lost], [plain, plain]]))
     assert (row.covered, row.subtracted) == (1, False)
 
 
-def test_training_subtracts_the_abnormal_mode_and_writes_everything(tmp_path, capsys):
-    config = dataclasses.replace(
-        _config_file().get_config("smoke"), gammas=(1.0, 0.1), objectives=("equation_18",)
+def test_training_subtracts_the_abnormal_mode_and_the_table_says_so(tmp_path, capsys):
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    short = (
+        "import dataclasses, importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('whole', {str(CONFIG)!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "def get_config(name=''):\n"
+        "    changes = dict(gammas=(1.0, 0.1), objectives=('equation_18',))\n"
+        "    return dataclasses.replace(module.get_config(name), **changes)\n"
     )
-    plain, subtracted = figure3.run(ring.validate_toy(config), tmp_path)
-    # The plain GAN must draw the contamination, or nothing would be shown.
-    assert plain.abnormal > 0.5 * config.contamination
-    assert plain.covered >= config.modes - 2
-    assert subtracted.abnormal <= 0.1 * plain.abnormal
+    (configs / "toy2d.py").write_text(short)
+    bench = Bench(out=tmp_path / "out", configs=configs, quick=True)
+    runner.compute(bench, figure3.cells(bench))
+    reproduce.write([figure3], bench)
+    config = _config_file().get_config("smoke")
+    (table,) = figure3.results(bench)
+    plain, subtracted = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    # The plain GAN must generate the contamination, or nothing would be shown.
+    assert plain["abnormal mass"] > 0.5 * config.contamination
+    assert int(plain["normal modes generated"][0]) >= config.modes - 2
+    assert subtracted["abnormal mass"] <= 0.1 * plain["abnormal mass"]
+    ratio = subtracted["abnormal mass"] / plain["abnormal mass"]
+    assert subtracted["relative to gamma = 1"] == pytest.approx(ratio)
+    assert (plain["gamma"], subtracted["gamma"]) == ("1", "0.1")
     for row in (plain, subtracted):
-        assert sum(row.shares) == pytest.approx(1.0)
-        assert row.normal > 0.6
-
-    content = json.loads((tmp_path / "toy2d.json").read_text())
-    assert content["config"]["steps"] == config.steps
-    assert content["rows"][1]["abnormal"] == subtracted.abnormal
-    with (tmp_path / "toy2d.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [float(line["gamma"]) for line in lines] == [1.0, 0.1]
-    assert float(lines[0]["share_abnormal"]) == plain.abnormal
-    table = (tmp_path / "toy2d.md").read_text()
-    assert table in capsys.readouterr().out
-    with Image.open(tmp_path / "figure3.png") as picture:
+        assert row["outside all modes"] < 0.4
+        assert row["optimum p_g*"] == pytest.approx(0.15 * (row is plain), abs=2e-3)
+    assert f"{config.steps:,} steps" in table.markdown()
+    assert (bench.out / "figure3.md").read_text() in capsys.readouterr().out
+    with Image.open(bench.out / "figure3.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10.0
 
 
-def test_command_ends_with_one_line_for_a_wrong_setting(tmp_path):
-    module = "jax_noisy_anogan.reproduction.figure3"
-    command = [sys.executable, "-m", module, "--config", "configs/toy2d.py"]
+def test_figure_3_reads_the_project_s_config(tmp_path):
+    for quick, steps in ((False, 3000), (True, 1000)):
+        bench = Bench(out=tmp_path, configs=ROOT / "configs", quick=quick)
+        (cell,) = figure3.cells(bench)
+        assert cell.settings["steps"] == steps
+
+
+def test_a_wrong_setting_of_figure_3_is_one_line_before_anything_is_trained(tmp_path):
+    (tmp_path / "toy2d.py").write_text(
+        "from jax_noisy_anogan.reproduction.ring import RingConfig\n"
+        "def get_config(name=''):\n    return RingConfig(gammas=(0.5,))\n"
+    )
+    command = [sys.executable, "-m", "jax_noisy_anogan.reproduce", "figure3", "--processes=1"]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path), "--config.gammas=(0.5,)"],
+        [*command, f"--configs={tmp_path}", "--out", str(tmp_path / "out")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -174,6 +196,6 @@ def test_command_ends_with_one_line_for_a_wrong_setting(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "figure3: config.gammas is (0.5,): expected 1.0 among them, which the others are compared "
-        "with"
+        "reproduce: config.gammas is (0.5,): expected 1.0 among them, which the others are "
+        "compared with"
     ]

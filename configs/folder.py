@@ -1,0 +1,56 @@
+"""Your own photographs: put good ones into PHOTOS/normal and known defects into PHOTOS/abnormal.
+
+    jax-noisy-anogan describe --config folder --config.data.root=PHOTOS
+    jax-noisy-anogan train --config folder --config.data.root=PHOTOS --workdir RUN
+    jax-noisy-anogan score --workdir RUN --images NEW_PHOTOS --out SCORED
+
+Other arrangements of folders are recognised too (docs/inspection.md). Training looks at the images
+and chooses grey or colour, the depth of 16-bit files, whole images or tiles, the pixel scale,
+gamma = 1 where no defect is known, and a schedule for `train.minutes`. It prints each choice. A
+setting on the command line comes first.
+
+Photographs that show the same part fall to one side of the split. Networks see local contrast in
+whole images of 64 x 64 pixels. Photographs far from square (half as long again as wide, or more)
+keep their shape instead: they are worked on in tiles of 64 x 64, two along their shorter side.
+
+Hardware: a laptop CPU.
+Time: 30 minutes of training, or what `--config.train.minutes` says; then the search.
+Expect: it depends on the images; the report compares the run with simple yardsticks.
+"""
+
+from jax_noisy_anogan.config import (
+    Config,
+    DataConfig,
+    GrowthConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimConfig,
+    ScoreConfig,
+    SearchConfig,
+    TrainConfig,
+    variant,
+)
+
+
+def get_config(name: str = "") -> Config:
+    config = Config(
+        data=DataConfig(
+            name="image_folder",
+            known_abnormal_fraction=0.5,
+            keep_together=0.8,
+            fit="auto",
+            local_contrast=1 / 16,
+            paste_defects=0.5,
+            pixel_std=0.0,
+        ),
+        network=NetworkConfig(fmap_base=512, fmap_max=64, latent_size=64),
+        growth=GrowthConfig(resolution=64, final_images=0),
+        loss=LossConfig(
+            gamma=0.5, objective="equation_18", penalty_weight=0.02, abnormal_statistic="real"
+        ),
+        optim=OptimConfig(learning_rate=0.003, ema_half_life_images=4_000.0),
+        search=SearchConfig(steps=30, schedule="cosine"),
+        score=ScoreConfig(memory=True, map_sigma=1.5),
+        train=TrainConfig(checkpoint_every_images=10_000),
+    )
+    return variant(config, name)

@@ -1,0 +1,105 @@
+"""Fig. 4 and 5 of the paper with a run's test images; maps and masks where there are masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from jax_noisy_anogan import pictures
+from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.splits import Split
+from jax_noisy_anogan.evaluation.held_out import Seen
+
+_FIGURE_5_IMAGES = 100
+KINDS = ("normal", "abnormal")
+
+
+class Figures:
+    """Keeps what the figures show while the test images pass by.
+
+    Args:
+      count: images per row of Fig. 4.
+      hottest: where heat is strongest.
+    """
+
+    def __init__(self, dataset: Dataset, split: Split, *, count: int, hottest: float):
+        self._dataset, self._hottest = dataset, hottest
+        is_abnormal = split.is_abnormal[split.test]
+        # Rows of equal length: as many images as the smaller kind has, unless it has none.
+        sizes = [int(n) for n in (is_abnormal.sum(), (~is_abnormal).sum()) if n]
+        labels = dataset.labels[split.test]
+        self._compared = {
+            kind: spread(np.flatnonzero(is_abnormal == truth), labels, _FIGURE_5_IMAGES)
+            for kind, truth in zip(KINDS, (False, True), strict=True)
+        }
+        # Classes in turn, so that a few images show many of them.
+        self._shown = {
+            kind: spread(places, labels, min(count, *sizes))
+            for kind, places in self._compared.items()
+        }
+        self._wanted = set(np.concatenate(list(self._compared.values())).tolist())
+        self._pictured = set(np.concatenate(list(self._shown.values())).tolist())
+        self._differences: dict[int, np.ndarray] = {}
+        self._seen: dict[int, Seen] = {}
+
+    def __call__(self, seen: Seen) -> None:
+        """Keep a test image, if it is wanted."""
+        if seen.position in self._wanted:
+            self._differences[seen.position] = seen.result.difference
+        if seen.position in self._pictured:
+            self._seen[seen.position] = seen
+
+    def write(self, workdir: Path) -> None:
+        """Write `reconstructions.png` and `pixel_difference.png`."""
+        rows, labels = [], []
+        for kind in KINDS:
+            shown = [self._seen[int(k)] for k in self._shown[kind]]
+            for label, row in self._rows(kind, shown) if shown else ():
+                labels.append(label)
+                rows.append(row)
+        # Images that keep their shape differ in size.
+        size = np.max([image.shape[:2] for row in rows for image in row], axis=0)
+        sheet = [np.stack([pictures.on_paper(image, *size) for image in row]) for row in rows]
+        pictures.save_png(workdir / "reconstructions.png", pictures.rows_of_images(sheet, labels))
+        histograms = (
+            np.concatenate([np.zeros(0), *(self._differences[int(k)].ravel() for k in places)])
+            for places in (self._compared[kind] for kind in KINDS)
+        )
+        pictures.save_figure(
+            workdir / "pixel_difference.png", pictures.difference_histogram_figure(*histograms)
+        )
+
+    def _rows(self, kind: str, shown: list[Seen]) -> list[tuple[str, list[pictures.Picture]]]:
+        differences = [
+            pictures.difference_image(seen.result.difference, high=2.0) for seen in shown
+        ]
+        rows = [
+            (f"{kind}: input", [seen.image for seen in shown]),
+            ("G(z)", [seen.result.reconstruction for seen in shown]),
+            ("difference", differences),
+        ]
+        if self._dataset.has_masks:
+            heat = [
+                pictures.overlay(seen.image, seen.map, low=0.0, high=self._hottest)
+                for seen in shown
+            ]
+            rows.append(("map", heat))
+        if self._dataset.has_masks and kind == "abnormal":
+            source = self._dataset.source(self._dataset.resolution)
+            # Any part of a pixel: small defects would vanish.
+            masks = [source.mask(seen.example)[..., None] > 0 for seen in shown]
+            rows.append(("mask", [mask.astype(np.uint8) * np.uint8(255) for mask in masks]))
+        return rows
+
+
+def spread(
+    items: Int[np.ndarray, " n"], labels: Int[np.ndarray, " all"], count: int
+) -> Int[np.ndarray, " m"]:
+    """The first `count` items, taking classes in turn; `labels` is indexed by item."""
+    own = labels[items]
+    turn = np.zeros(len(items), np.int64)
+    for label in np.unique(own):
+        turn[own == label] = np.arange(np.count_nonzero(own == label))
+    return items[np.sort(np.argsort(turn, kind="stable")[:count])]

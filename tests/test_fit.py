@@ -1,0 +1,133 @@
+"""Images that a program holds become a run: `gather`, `choose` and `fit`."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jax_noisy_anogan
+from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan.data.gathering import gather
+from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.training import choices
+from jax_noisy_anogan.training.growth import make_schedule
+
+
+def _photographs(count, seed, *, spot=False):
+    """Grey noise around 120; a defective one has a white square."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(120, 12, (count, 24, 32)).clip(0, 255).astype(np.uint8)
+    if spot:
+        images[:, 8:14, 10:16] = 255
+    return list(images)
+
+
+def test_arrays_files_and_pictures_become_one_tree_that_the_same_call_does_not_touch(tmp_path):
+    array, other = _photographs(2, 0)
+    file = tmp_path / "photo.PNG"
+    Image.fromarray(other).save(file, format="PNG")
+    mask = np.zeros((24, 32), np.uint8)
+    given = {"normal": [array, file], "abnormal": [Image.fromarray(other)], "masks": [mask]}
+    root = gather(tmp_path / "images", **given)
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert found == {
+        "normal/000000.png",
+        "normal/000001.PNG",
+        "abnormal/000000.png",
+        "masks/000000.png",
+    }
+    np.testing.assert_array_equal(np.asarray(Image.open(root / "normal/000000.png")), array)
+    assert (root / "normal/000001.PNG").resolve() == file
+    times = {path: path.lstat().st_mtime_ns for path in root.rglob("*")}
+    gather(tmp_path / "images", **given)
+    assert {path: path.lstat().st_mtime_ns for path in root.rglob("*")} == times
+
+
+def test_a_folder_becomes_a_link(tmp_path):
+    (tmp_path / "good").mkdir()
+    root = gather(tmp_path / "images", normal=tmp_path / "good")
+    assert (root / "normal").resolve() == tmp_path / "good"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"normal": []}, "normal holds no image"),
+        ({"normal": "no/such/folder"}, "is no folder"),
+        ({"normal": ["no-such-file.png"]}, "is no file"),
+        ({"normal": [np.zeros((4, 4), complex)]}, "is no image"),
+        ({"normal": [np.zeros((9, 9), np.uint8)], "masks": [np.zeros((9, 9), bool)]}, "1 masks of"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, given, message):
+    with pytest.raises(DataError, match=message) as error:
+        gather(tmp_path / "images", **given)
+    assert "\n" not in str(error.value)
+
+
+def test_flips_are_safe_where_a_flipped_image_looks_like_the_others():
+    rng = np.random.default_rng(0)
+
+    def unit(images):
+        flat = images.reshape(len(images), -1)
+        flat = flat - flat.mean(axis=1, keepdims=True)
+        return (flat / np.linalg.norm(flat, axis=1, keepdims=True)).reshape(images.shape)
+
+    textures = rng.normal(size=(40, 16, 16, 1))
+    assert choices.flips_are_safe(unit(textures), 0)
+    assert choices.flips_are_safe(unit(textures), 1)
+    # A bright left half in every image: upside down it stays, mirrored it does not.
+    aligned = textures.copy()
+    aligned[:, :, :8] += 3.0
+    assert choices.flips_are_safe(unit(aligned), 0)
+    assert not choices.flips_are_safe(unit(aligned), 1)
+
+
+def test_twice_the_time_is_twice_the_images(monkeypatch):
+    monkeypatch.setattr(choices, "convolution_rate", lambda network, resolution: 1e9)
+    config = config_lib.read_file(config_lib.find("folder"))
+
+    def cost(seconds):
+        lengths = choices.lengths_within(seconds, config.network, config.growth)
+        growth = dataclasses.replace(config.growth, **lengths)
+        phases = make_schedule(growth).phases
+        return sum(
+            choices.multiply_adds(config.network, phase.resolution)
+            * (phase.end_images - phase.start_images)
+            for phase in phases
+        )
+
+    # Update after update as `multiply_adds` counts them, at the rate above.
+    assert choices._UPDATE * cost(40_000.0) / 1e9 == pytest.approx(40_000.0, rel=0.05)
+    assert cost(80_000.0) == pytest.approx(2 * cost(40_000.0), rel=0.01)
+
+
+def test_a_detector_is_fitted_to_arrays_and_the_run_says_what_it_chose(tmp_path):
+    changes = [
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.keep_together=0.0",
+        "network.fmap_base=32",
+        "network.fmap_max=8",
+        "network.latent_size=8",
+        "growth.start_resolution=8",
+        "growth.resolution=8",
+        "growth.minibatch_default=32",
+        "growth.final_images=32",
+        "search.steps=1",
+        "search.batch_size=8",
+    ]
+    detector = jax_noisy_anogan.fit(
+        _photographs(40, 1),
+        _photographs(12, 2, spot=True),
+        workdir=tmp_path / "run",
+        changes=changes,
+        progress=False,
+    )
+    run = config_lib.load(tmp_path / "run")
+    assert run.data.channels == 1
+    assert 0.001 <= run.data.pixel_std <= 1.0
+    assert run.loss.gamma == 0.5
+    assert (tmp_path / "run" / "report.html").exists()
+    found = detector.score(_photographs(1, 3))
+    assert found[0].heat.shape == (8, 8)
