@@ -334,10 +334,9 @@ def _check_header(name: str, picture: Image.Image, max_pixels: int) -> None:
 
 def _sixteen_bits(name: str, picture: Image.Image) -> Int[np.ndarray, "height width"]:
     values = np.asarray(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > 65_535:
-        raise BadImageError(
-            name, f"32-bit values to {values.max()}: save as 8 or 16 bits per channel"
-        )
+    largest = np.max(values)
+    if np.min(values) < 0 or largest > 65_535:
+        raise BadImageError(name, f"32-bit values to {largest}: save as 8 or 16 bits per channel")
     return values
 
 

@@ -172,7 +172,7 @@ def _with_look_alikes(
 ) -> Examples:
     """Also images that correlate at least so much together, unless most of them do."""
     groups = near_duplicates.groups(images, at_least)
-    if np.bincount(groups).max() > len(groups) / 2:
+    if np.max(np.bincount(groups)) > len(groups) / 2:
         return examples
     if examples.groups is not None:
         groups = near_duplicates.joined(groups, examples.groups)

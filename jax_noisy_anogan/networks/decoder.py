@@ -10,6 +10,7 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_noisy_anogan.networks.generator import channels_at
@@ -32,7 +33,7 @@ class Decoder(nn.Module):
     fading: bool
     fmap_base: int
     fmap_max: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     rematerialize: bool
 
     @nn.compact

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_noisy_anogan.networks.decoder import Decoder
@@ -54,7 +55,7 @@ class Discriminator(nn.Module):
     fmap_base: int = 8192
     fmap_max: int = 512
     stddev_group: int = 4
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     rematerialize: bool = False
     microbatch: int = 0
     dense: bool = False

@@ -6,6 +6,7 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_noisy_anogan.networks.generator import channels_at
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
     latent_size: int
     fmap_base: int = 8192
     fmap_max: int = 512
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     rematerialize: bool = False
     microbatch: int = 0
 

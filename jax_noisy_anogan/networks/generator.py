@@ -6,6 +6,7 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_noisy_anogan.networks.layers import (
@@ -47,7 +48,7 @@ class Generator(nn.Module):
     channels: int
     fmap_base: int = 8192
     fmap_max: int = 512
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     rematerialize: bool = False
     microbatch: int = 0
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jax_noisy_anogan.networks.convolution import Images, conv2d, largest_divisor
@@ -188,7 +189,7 @@ class EqualizedConv(nn.Module):
     features: int
     kernel_size: int = 3
     gain: float = HE_GAIN
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, "batch height width features"]:
@@ -208,7 +209,7 @@ class EqualizedDense(nn.Module):
     features: int
     gain: float = HE_GAIN
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch features"]:

@@ -48,7 +48,7 @@ def keep_compiled_privately() -> Path | None:
     Returns:
       The folder; None where it cannot be had like this, or a folder is in use already.
     """
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    if jax.config.values["jax_compilation_cache_dir"]:
         return None
     try:
         folder = Path(DataConfig.cache_dir).expanduser() / f"compiled-{_processor()}"
@@ -81,7 +81,7 @@ def _processor() -> str:
 
 
 def _use_cache(path: Path) -> None:
-    if str(path) != jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    if str(path) != jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(path))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -167,7 +167,7 @@ def build(
         raise ValueError(f"{rows} x {columns} places in {blocks} x {blocks} blocks")
     # A feature that never changes says nothing: beside the others its scale is not zero.
     deviation = features.std(axis=(0, 1, 2))
-    scale = np.maximum(deviation, 1e-3 * max(float(deviation.max()), 1e-6)) * np.sqrt(width)
+    scale = np.maximum(deviation, 1e-3 * max(float(np.max(deviation)), 1e-6)) * np.sqrt(width)
     rng = np.random.Generator(np.random.PCG64(seed))
     height, breadth = rows // blocks, columns // blocks
     chosen = []
