@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -115,6 +115,10 @@ def fingerprint(folder: Path, config: Config) -> str:
     return digest.hexdigest()
 
 
+def _as_it_is(step: Callable[..., Any]) -> Callable[..., Any]:
+    return step
+
+
 class Bench:
     """Runs in folders of their own, with one reference to compare with."""
 
@@ -126,6 +130,7 @@ class Bench:
         parallel.keep_compiled(config.train.compilation_cache_dir)
         self._steps: dict[int, Callable[..., Any]] = {}
         self._compile = loop.compile_step
+        self._alter = _as_it_is
 
     def train(self, folder: Path, config: Config | None = None) -> state_lib.TrainState:
         """Train on one device in this process; programs of earlier calls are used again."""
@@ -145,18 +150,16 @@ class Bench:
     def _compile_once(self, config: Config, phase: Any, *rest: Any) -> Callable[..., Any]:
         if phase.index not in self._steps:
             self._steps[phase.index] = self._compile(config, phase, *rest)
-        return self._steps[phase.index]
+        return self._alter(self._steps[phase.index])
 
     @contextlib.contextmanager
     def altered_steps(self, alter: Callable[[Callable], Callable]) -> Iterator[None]:
-        """Compile updates that `alter` has wrapped."""
-        before, kept = loop.TrainStep, self._steps
-        self._steps = {}
-        loop.TrainStep = lambda *args, **kwargs: alter(before(*args, **kwargs))
+        """Train with updates that `alter` has wrapped."""
+        self._alter = alter
         try:
             yield
         finally:
-            loop.TrainStep, self._steps = before, kept
+            self._alter = _as_it_is
 
     def reference(self) -> Path:
         """The folder of the run that nothing happens to."""
@@ -396,28 +399,21 @@ def second_training(bench: Bench) -> Row:
     return Row("second training in the same folder", 1, int(refused and whole))
 
 
-def poisoned(step: Callable[..., Any], at: int, *, where: str, lasting: bool, seed: int) -> Any:
+def poisoned(step: Callable[..., Any], at: int, *, where: str, times: Iterator[bool]) -> Any:
     """The update with something that is not finite in it at update number `at`.
 
     Args:
       where: "input" of the networks, "update" of the parameters.
-      lasting: whether it comes again after a return with other random numbers.
+      times: whether it comes, each time that the run is at this update.
     """
-    first_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), loop._STEPS), 0)
 
-    def run(state: Any, real: Any, abnormal: Any, alpha: Any, key: Any, masks: Any = None) -> Any:
-        now = state.step + 1 == at
-        if not lasting:
-            now &= jnp.all(jax.random.key_data(key) == jax.random.key_data(first_key))
-        bad = jnp.where(now, jnp.nan, 1.0)
+    def spoil(state: Any) -> Any:
+        return state.replace(params=jax.tree.map(lambda leaf: leaf * np.nan, state.params))
 
-        def spoil(state: Any) -> Any:
-            return state.replace(params=jax.tree.map(lambda leaf: leaf * bad, state.params))
-
-        if where == "input":
-            state = spoil(state)
-        state, metrics = step(state, real, abnormal, alpha, key, masks)
-        return (spoil(state) if where == "update" else state), metrics
+    def run(state: Any, *rest: Any) -> Any:
+        bad = int(state.step) + 1 == at and next(times)
+        state, metrics = step(spoil(state) if bad and where == "input" else state, *rest)
+        return (spoil(state) if bad and where == "update" else state), metrics
 
     return run
 
@@ -425,14 +421,14 @@ def poisoned(step: Callable[..., Any], at: int, *, where: str, lasting: bool, se
 def not_finite(bench: Bench, rng: random.Random) -> list[Row]:
     """NaN: noticed, back to the last checkpoint, on with other random numbers; or given up."""
     rows = []
-    seed, last = bench.config.train.seed, STEPS_PER_PHASE
-    # One phase is enough, and every altered update is a program of its own.
+    last = STEPS_PER_PHASE
     growth = dataclasses.replace(bench.config.growth, resolution=4)
     config = dataclasses.replace(bench.config, growth=growth)
     for where in ("input", "update"):
         at = rng.randint(STEPS_PER_CHECKPOINT + 1, last - 1)
         folder = bench.root / f"nan-{where}"
-        alter = functools.partial(poisoned, at=at, where=where, lasting=False, seed=seed)
+        once = itertools.chain([True], itertools.repeat(False))
+        alter = functools.partial(poisoned, at=at, where=where, times=once)
         with bench.altered_steps(alter):
             state = bench.train(folder, config)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -445,7 +441,7 @@ def not_finite(bench: Bench, rng: random.Random) -> list[Row]:
         rows.append(Row(f"NaN in the {where}: one return, then to the end", 1, int(survived)))
 
     folder, message = bench.root / "nan-always", ""
-    alter = functools.partial(poisoned, at=6, where="input", lasting=True, seed=seed)
+    alter = functools.partial(poisoned, at=6, where="input", times=itertools.repeat(True))
     with bench.altered_steps(alter):
         try:
             bench.train(folder, config)

@@ -1,0 +1,127 @@
+"""The commands of the README and of the first page for own images do what they say: each is run.
+
+Only sizes differ: networks of 8 x 8 and one update, instead of minutes of training.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/inspection.md")}
+SMALL = {
+    "data.max_test_images": 40,
+    "network.fmap_base": tiny.WIDTHS["fmap_base"],
+    "network.fmap_max": tiny.WIDTHS["fmap_max"],
+    "network.latent_size": tiny.WIDTHS["latent_size"],
+    "growth.start_resolution": 8,
+    "growth.resolution": 8,
+    "growth.minibatch_default": 32,
+    "growth.final_images": 32,
+    "search.steps": 1,
+    "search.batch_size": 8,
+}
+# The gate installs and runs these; `search.steps=500` takes minutes.
+ELSEWHERE = ("python -m venv", "pip install")
+
+
+def _commands(page):
+    """Every command of a page, in its order: lines of shell blocks, and those within sentences."""
+    found = re.findall(
+        r"^```sh\n(.*?)^```|`((?:jax-noisy-anogan|python -m) [^`]*)`", page, re.M | re.S
+    )
+    lines = [line for block, inline in found for line in (block or inline).splitlines()]
+    return [line for line in lines if not line.startswith(ELSEWHERE)]
+
+
+def _python(page):
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    return block
+
+
+def _photographs(folder, count, seed, *, spot=False):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number, image in enumerate(rng.normal(120, 12, (count, 24, 32))):
+        if spot:
+            image[8:14, 10:16] = 255
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """A folder with the photographs that the pages speak of, and the two programs on its path."""
+    _photographs(tmp_path / "PHOTOS/normal", 40, 0)
+    _photographs(tmp_path / "PHOTOS/abnormal/spot", 16, 1, spot=True)
+    _photographs(tmp_path / "NEW_PHOTOS", 3, 2)
+    _photographs(tmp_path / "LABELLED/normal", 20, 3)
+    _photographs(tmp_path / "LABELLED/abnormal/spot", 6, 4, spot=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/good").symlink_to(tmp_path / "PHOTOS/normal")
+    (tmp_path / "photos/bad").symlink_to(tmp_path / "PHOTOS/abnormal/spot")
+    for name in "ab":
+        (tmp_path / f"{name}.png").symlink_to(tmp_path / "NEW_PHOTOS/0.png")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "bin").mkdir()
+    for name, module in (("python", ""), ("jax-noisy-anogan", " -m jax_noisy_anogan")):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{module} "$@"\n')
+        program.chmod(0o700)
+    return tmp_path
+
+
+def _run(desk, *command):
+    environment = os.environ | {
+        "PATH": f"{desk / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONSAFEPATH": "1",
+    }
+    done = subprocess.run(
+        command, cwd=desk, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def _small(desk):
+    return SMALL | {"data.cache_dir": str(desk / "cache")}
+
+
+def _at_small_size(desk, line):
+    if " train" not in line and ".train " not in line:
+        return line
+    return " ".join([line, *(f"--config.{name}={value}" for name, value in _small(desk).items())])
+
+
+def test_every_command_of_the_readme_and_the_inspection_page_runs_in_its_order(desk):
+    lines = list(dict.fromkeys(line for page in PAGES.values() for line in _commands(page)))
+    verbs = [re.search(r"jax[-_]noisy[-_]anogan[ .](\w+)", line)[1] for line in lines]
+    assert verbs == ["train", "describe", "train", "score", "test", "evaluate"]
+    printed = {}
+    for verb, line in zip(verbs, lines, strict=True):
+        printed[verb] = _run(desk, "sh", "-c", _at_small_size(desk, line))
+    assert "held-out images" in printed["train"]
+    assert (desk / "runs/mnist5k/report.html").exists()
+    assert (desk / "runs/mine/report.html").exists()
+    rows = (desk / "scored/scores.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3
+    # What the pages say of flags.
+    _run(desk, "sh", "-c", f"{lines[verbs.index('test')]}-again --recalibrate")
+    score = f"{lines[verbs.index('score')]}-again"
+    _run(desk, "sh", "-c", f"{score} --calibration tested-again --heatmaps all --maps")
+    assert len(list((desk / "scored-again").rglob("*.tif*"))) == 3
+
+
+def test_the_python_of_the_pages_runs(desk):
+    (program,) = {_python(page) for page in PAGES.values()}
+    assert program.count("minutes=30") == 1
+    changes = [f"{name}={value}" for name, value in _small(desk).items()]
+    program = program.replace("minutes=30", f"minutes=30, changes={changes}")
+    printed = _run(desk, sys.executable, "-c", program)
+    assert len(re.findall(r"^(?:True|False) [01]\.\d+ ", printed, re.M)) == 2
