@@ -122,10 +122,7 @@ def evaluate(
     comparable = config.data.name == "image_folder" and len(split.train_normal) > 0
     if is_judged and comparable and config.score.yardsticks:
         aurocs = _aurocs(measured, split)
-        with ProgressLine("yardsticks", total=1, unit="comparisons", show=show) as line:
-            line.say("what simple methods reach on the same images")
-            yardsticks, notice = compare(config.data, dataset, split, ANOMALY, *aurocs)
-            line.advance(1)
+        yardsticks, notice = compare(config.data, dataset, split, ANOMALY, *aurocs, show=show)
         results["yardsticks"] = {name: found._asdict() for name, found in yardsticks.items()}
         results["notice"] = notice
     results["about"] |= {

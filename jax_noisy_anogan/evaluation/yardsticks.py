@@ -28,6 +28,7 @@ from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.evaluation.metrics import image_metrics
 from jax_noisy_anogan.evaluation.pixel_metrics import PixelMetrics
+from jax_noisy_anogan.runtime.progress import ProgressLine
 
 _SIDE = 128
 # Normal training images that yardsticks learn from: more change little and take minutes.
@@ -62,6 +63,8 @@ def compare(
     score: str,
     auroc: float,
     validation_auroc: float,
+    *,
+    show: bool = False,
 ) -> tuple[dict[str, YardstickResult], str]:
     """All yardsticks of a run, and a line about them that belongs above its own figures.
 
@@ -70,9 +73,10 @@ def compare(
 
     Args:
       score: name of the score that decides; the AUROCs are its own, on test and validation images.
+      show: whether to show progress.
     """
     try:
-        found = measure(data, dataset, split)
+        found = measure(data, dataset, split, show=show)
     except DataError as error:
         return {}, f"No yardsticks beside this run: {error}"
     return found, lead(found, score, auroc, validation_auroc)
@@ -84,7 +88,9 @@ def known_figures(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [n for n in names if not all(math.isnan(values[n]) for values in found.values())]
 
 
-def measure(data: DataConfig, dataset: Dataset, split: Split) -> dict[str, YardstickResult]:
+def measure(
+    data: DataConfig, dataset: Dataset, split: Split, *, show: bool = False
+) -> dict[str, YardstickResult]:
     """Fit all yardsticks on the training part of a run and measure them on its held-out parts.
 
     They learn from at most 1,000 of the normal training images, chosen by the split's seed.
@@ -97,16 +103,18 @@ def measure(data: DataConfig, dataset: Dataset, split: Split) -> dict[str, Yards
     known = split.train_known_abnormal
     validation = np.concatenate([split.validation_normal, split.validation_known_abnormal])
     held_out = np.concatenate([validation, split.test])
-    read = _Reader(data, dataset)
-    images = {name: read.images(part) for name, part in (("n", normal), ("k", known))}
-    tested = read.images(held_out)
     masked = dataset.has_mask[known] if dataset.has_masks else np.zeros(len(known), bool)
-    masks = read.masks(known[masked])
+    total = len(normal) + len(known) + len(held_out)
     results = {}
-    applicable = UNSUPERVISED | (KNOWN_DEFECTS if masks.any() else {})
-    for name, fit_score in applicable.items():
-        judged = fit_score(images["n"], images["k"][masked], tested, seed=0, masks=masks)
-        results[name] = _result(judged, len(validation), validation, dataset, split)
+    with ProgressLine("yardsticks", total=total, unit="images", show=show) as line:
+        read = _Reader(data, dataset, line)
+        flawless, faulty, tested = map(read.images, (normal, known, held_out))
+        masks = read.masks(known[masked])
+        applicable = UNSUPERVISED | (KNOWN_DEFECTS if masks.any() else {})
+        for name, fit_score in applicable.items():
+            line.say(f"what {name} reaches on the same images")
+            judged = fit_score(flawless, faulty[masked], tested, seed=0, masks=masks)
+            results[name] = _result(judged, len(validation), validation, dataset, split)
     return results
 
 
@@ -171,7 +179,8 @@ def _result(
 class _Reader:
     """Images and masks of a data set's source, by their place in its records."""
 
-    def __init__(self, data: DataConfig, dataset: Dataset):
+    def __init__(self, data: DataConfig, dataset: Dataset, line: ProgressLine):
+        self.line = line
         self.data, self.ids, self.channels = data, dataset.ids, dataset.channels
         source = open_source(data, resolution=_SIDE)
         self.examples = {example.id: example for example in source.examples}
@@ -181,6 +190,7 @@ class _Reader:
         for row, index in enumerate(part):
             picture = self.examples[self.ids[index]].load()
             found[row] = fit_square(picture.image, _SIDE, self.data.fit)
+            self.line.advance(1)
         return found
 
     def masks(self, part: Int[np.ndarray, " m"]) -> Bool[np.ndarray, "m side side"]:
