@@ -32,7 +32,8 @@ def get_config(name: str = "") -> Config:
             final_images=24_000,
         ),
         optim=OptimConfig(ema_half_life_images=4_000.0),
-        search=SearchConfig(steps=100),
+        # 24 fill a batch on every processor: `scoring.scorer` adds no image to it.
+        search=SearchConfig(steps=100, batch_size=24),
         train=TrainConfig(checkpoint_every_images=10_000),
     )
     return variant(config, name)
