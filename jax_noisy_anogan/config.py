@@ -596,9 +596,6 @@ class ScoreConfig:
         "whether `evaluate` also measures, on the same split of an image folder, what brightness, "
         "principal components, nearest patches and a classifier of known patches reach",
     )
-    figure_images: int = setting(
-        16, "examples per row in the pictures", at_least=1, at_most=_MOST_GENERATED
-    )
 
 
 @dataclass
@@ -618,12 +615,6 @@ class TrainConfig:
         "normal and generated images, for `search.start` and `loss.reconstruction_weight`",
     )
     checkpoint_every_images: int = setting(50_000, "images between two checkpoints", at_least=1)
-    max_rollbacks: int = setting(
-        3,
-        "how often training returns to its last checkpoint, with other random numbers, after a "
-        "loss or gradient that is not finite",
-        at_least=0,
-    )
     keep_checkpoints: int = setting(2, "number of checkpoints that are kept", at_least=1)
     log_every_steps: int = setting(50, "steps between two rows of `metrics.jsonl`", at_least=1)
     sample_images: int = setting(

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,6 +15,7 @@ from jax import lax
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import accelerator
+import convolutions
 import memory
 import precision
 import programs
@@ -50,6 +52,19 @@ def test_flops_are_counted_once_per_turn_and_of_one_alternative():
         return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
 
     assert programs.count_flops(convolve, x, kernel) == 2 * (2 * 6 * 6 * 4) * (9 * 3)
+
+
+def test_all_forms_of_a_convolution_give_the_same_and_each_has_a_rate():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, y = (jax.random.normal(key, (4, 8, 8, 2)) for key in keys[:2])
+    kernel = jax.random.normal(keys[2], (3, 3, 2, 2))
+    rates = dict(convolutions.measure((4, 8, 2), seconds=0.0))
+    for question, compared, _ in convolutions.forms():
+        assert all(rate > 0 for rate in rates[question].values())
+        assert rates[question].keys() == compared.keys()
+        values = [form(x, kernel, y) for form in compared.values()]
+        for value in values[1:]:
+            chex.assert_trees_all_close(value, values[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture

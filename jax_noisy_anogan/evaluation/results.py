@@ -47,6 +47,9 @@ from jax_noisy_anogan.scoring.memory import Memory
 from jax_noisy_anogan.scoring.scorer import Scorer, heat_term
 from jax_noisy_anogan.scoring.thresholds import decide
 
+# Examples in a row of `reconstructions.png`.
+_IMAGES_PER_ROW = 16
+
 
 def _order(calibration: Calibration) -> tuple[str, ...]:
     """Scores as tables list them."""
@@ -171,9 +174,8 @@ def _shown(held_out: HeldOut, validated: Validated) -> Shown:
     dataset, split = held_out.dataset, held_out.split
     heights = validated.scored["validation_normal"].terms[heat_term(held_out.config.score)]
     hottest = 2.0 * max(float(np.median(heights)), 1.0)
-    count = held_out.config.score.figure_images
     return Shown(
-        Figures(dataset, split, count=count, hottest=hottest),
+        Figures(dataset, split, count=_IMAGES_PER_ROW, hottest=hottest),
         Cards(dataset, split, validated.fitted.calibration, hottest),
         MaskedPixels(dataset, split.is_abnormal) if dataset.has_masks else None,
         hottest,

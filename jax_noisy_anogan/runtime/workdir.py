@@ -31,7 +31,6 @@ HARMLESS = (
     "train.checkpoint_every_images",
     "train.keep_checkpoints",
     "train.log_every_steps",
-    "train.max_rollbacks",
     "train.sample_images",
     "train.writers",
     "train.compilation_cache_dir",

@@ -52,6 +52,8 @@ from jax_noisy_anogan.training.step import Metrics, TrainStep
 
 # Separate uses of the run's one seed.
 _INITIAL, _STEPS, _SAMPLES = 0, 1, 2
+# Returns of a run to a checkpoint after something that is not finite.
+_MAX_ROLLBACKS = 3
 
 
 class TrainingStoppedError(UserError, RuntimeError):
@@ -88,7 +90,7 @@ def train(
       The state after the last update.
 
     Raises:
-      FloatingPointError: losses or gradients stayed not finite after `train.max_rollbacks` returns.
+      FloatingPointError: losses or gradients stayed not finite after three returns to a checkpoint.
       TrainingStoppedError: on SIGTERM or SIGINT, after a checkpoint.
       CheckpointError: checkpoints cannot be read or written.
       ConfigError: a minibatch does not divide over the devices.
@@ -181,11 +183,10 @@ class _Run:
 
     def _roll_back(self, failed: Progress, error: FloatingPointError) -> Progress:
         rollbacks = failed.position.rollbacks + 1
-        if rollbacks > self.config.train.max_rollbacks:
+        if rollbacks > _MAX_ROLLBACKS:
             raise FloatingPointError(
-                f"{error}; gave up after config.train.max_rollbacks = "
-                f"{self.config.train.max_rollbacks} returns: lower config.optim.learning_rate or "
-                "raise config.loss.penalty_weight"
+                f"{error}; gave up after {_MAX_ROLLBACKS} returns to a checkpoint: lower "
+                "config.optim.learning_rate or raise config.loss.penalty_weight"
             ) from error
         self.checkpoints.wait()
         now = self._restore(rollbacks)
@@ -194,7 +195,7 @@ class _Run:
             error,
             now.position.step,
             rollbacks,
-            self.config.train.max_rollbacks,
+            _MAX_ROLLBACKS,
         )
         return now
 
