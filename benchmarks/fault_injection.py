@@ -177,6 +177,7 @@ class Bench:
         cache = self.config.train.compilation_cache_dir
         return subprocess.Popen(
             [sys.executable, __file__, "--worker", str(folder), cache, moment],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -188,7 +189,8 @@ class Bench:
 def worker(folder: Path, cache: str, moment: str) -> None:
     """Train until the end, or until the moment comes.
 
-    Moments: `step:K` after update K is sent; `save:K:S` S seconds into the save of step K;
+    Moments: `step:K` after update K is sent; `signal:K:N` the same, but signal N instead of a kill;
+    `wait:K` the same, but wait for a line of input; `save:K:S` S seconds into the save of step K;
     `between:P` before phase P, with all checkpoints written; `growth:P` when its state has grown.
     `time:S` after S seconds of CPU time, wherever that is: reading, restoring, compiling, ending.
     `full:K` does not kill, but leaves no room on the disk for the save of step K.
@@ -213,11 +215,14 @@ def worker(folder: Path, cache: str, moment: str) -> None:
 
         def run(state: Any, *rest: Any) -> Any:
             number = int(state.step) + 1
-            if number == 1 or not said:
-                said.append(print(TRAINING, flush=True))
             result = step(state, *rest)
             if kind == "step" and number == first:
                 die()
+            if kind == "signal" and number == first:
+                os.kill(os.getpid(), int(numbers[1]))
+            if kind == "wait" and number == first:
+                print(TRAINING, flush=True)
+                sys.stdin.readline()
             return result
 
         return run
@@ -242,7 +247,6 @@ def worker(folder: Path, cache: str, moment: str) -> None:
             die()
         return grown
 
-    said: list[None] = []
     compile_step, loop.compile_step = loop.compile_step, counted
     save, Checkpoints.save = Checkpoints.save, saving  # type: ignore[method-assign]
     enter, loop._Run._enter = loop._Run._enter, entering  # type: ignore[method-assign]
@@ -301,11 +305,8 @@ def stop_signals(bench: Bench, signals: Sequence[signal.Signals], rng: random.Ra
     rows = []
     for number in signals:
         folder = bench.root / f"signal{number}"
-        with bench.start(folder) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(rng.uniform(0.0, 0.5))
-            process.send_signal(number)
+        step = rng.randint(1, 2 * STEPS_PER_PHASE)
+        with bench.start(folder, f"signal:{step}:{int(number)}") as process:
             _, errors = process.communicate()
         told = process.returncode == 75 and "run the same command again" in errors
         before = fingerprint(folder, bench.config)
@@ -388,12 +389,12 @@ def disk_full(bench: Bench) -> Row:
 def second_training(bench: Bench) -> Row:
     """A second command in the same folder is refused, the first goes on."""
     folder = bench.root / "twice"
-    with bench.start(folder) as first:
+    with bench.start(folder, "wait:1") as first:
         assert first.stdout is not None
         first.stdout.readline()
         with bench.start(folder) as second:
             _, errors = second.communicate()
-        first.communicate()
+        first.communicate("go on\n")
     refused = second.returncode == 2 and "in use by another" in errors
     whole = first.returncode == 0 and bench.is_whole(folder)
     return Row("second training in the same folder", 1, int(refused and whole))
