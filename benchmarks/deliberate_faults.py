@@ -656,7 +656,8 @@ def run_pytest(copy: Path, arguments: list[str]) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments])))
+    # In this process: with workers a stop after the first failure has another exit code.
+    sys.exit(int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *arguments])))
 
 
 def together(tests: Iterable[str]) -> list[str]:

@@ -14,26 +14,21 @@ Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 # ---------------------------------------------------------------------------------------------
 # Convolution
 #
-# XLA's CPU compiler turns only the convolutions of a program's entry computation into its fast
-# form. The input gradient that autodiff would write (a transposed convolution) therefore falls to a
-# naive loop inside `scan`, which is where the latent search lives: measured 24 ms against 1.6 ms
-# per image and step at 32 x 32 with 32 channels. Written as an ordinary convolution with the
-# flipped, transposed kernel it is fast everywhere. Both derivatives are themselves built from the
-# two functions below, so that the gradient penalties can differentiate them again.
+# What XLA's CPU compiler makes of a 3 x 3 convolution depends on how it is written. Gflop/s of one
+# core, jax 0.10.2 and 0.12.0, from `benchmarks/convolutions.py`:
 #
-# The kernel's gradient is a convolution too, whose window is the whole cotangent. On the CPU it
-# reaches 100 to 125 Gflop/s of a core's 165 while that window fits the second-level cache and 25 to
-# 55 beyond, where it took more than half of a training step: 32 images of 32 x 32 with 32 channels
-# 21 ms whole, 6 ms in four pieces; 16 x 16 with 64 channels 10.7 and 5.4 ms. Sums of shifted matrix
-# products took 11 and 8 ms, im2col 51 and 28. Other devices have a routine of their own for it.
-#
-# Few channels, as at 128 x 128 and above in narrow networks, leave a core's vector registers empty:
-# 2 channels reach 2 Gflop/s, 32 reach 170. Neighbours in a row are therefore taken as channels of
-# one wider pixel, which costs no copy, and the kernel is written for those: mostly zeros, but 4
-# images of 256 x 256 with 2 channels take 1.9 ms instead of 10.8, and 128 x 128 with 4 channels 0.9
-# instead of 3.4. Its gradient gains too (6.3 and 3.3 ms) while results are narrow. Not chosen by
-# device: an alternative per platform in here breaks the transposition of `in_parts` (jax 0.10.2),
-# and networks for accelerators have 16 and more.
+# - The input's gradient that autodiff writes, a transposed convolution, falls to a naive loop
+#   inside `scan`, where the latent search lives: 2 to 14. As an ordinary convolution with the
+#   flipped kernel it has 90 to 130. Both derivatives are built from the two functions below, so
+#   that the gradient penalties can differentiate them again.
+# - The kernel's gradient is a convolution whose window is the whole cotangent: 25 to 50. In pieces
+#   of at most 2^18 numbers, which a second-level cache holds, it has 27 to 84, and is never slower.
+#   Other devices have a routine of their own for it.
+# - Few channels leave a core's vector registers empty: 4 have 4. Neighbours in a row are taken as
+#   channels of one wider pixel, which costs no copy, and the kernel is written for those, mostly
+#   zeros: 13 to 17. For the kernel's gradient of few channels neither this nor pieces pay. Not
+#   chosen by device: an alternative per platform in the convolution breaks the transposition of
+#   `in_parts` (jax 0.10.2), and networks for accelerators are wider.
 # ---------------------------------------------------------------------------------------------
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -99,18 +94,12 @@ def conv2d_kernel_gradient(x: Images, cotangent: Images, kernel_shape: Kernel) -
         margins = tuple(size // 2 for size in kernel_size)
         return _correlate(x, cotangent, margins).transpose(1, 2, 0, 3)
 
-    def packed(x: Images, cotangent: Images) -> Kernel:
-        inputs, outputs = x.shape[-1], cotangent.shape[-1]
-        neighbours = _packing(x, kernel_size[1], outputs)
-        if neighbours == 1:
-            return _kernel_gradient_in_pieces(x, cotangent, kernel_size)
-        taps = _taps(neighbours, kernel_size[1]).astype(x.dtype)
-        x, cotangent = _pack(x, neighbours), _pack(cotangent, neighbours)
-        wide = _kernel_gradient_in_pieces(x, cotangent, (kernel_size[0], len(taps)))
-        wide = wide.reshape(*wide.shape[:2], neighbours, inputs, neighbours, outputs)
-        return jnp.einsum("bijt,hbicjo->htco", taps, wide)
+    def in_pieces(x: Images, cotangent: Images) -> Kernel:
+        if cotangent.shape[-1] <= _FEW_CHANNELS:
+            return whole(x, cotangent)
+        return _kernel_gradient_in_pieces(x, cotangent, kernel_size)
 
-    return lax.platform_dependent(x, cotangent, cpu=packed, default=whole)
+    return lax.platform_dependent(x, cotangent, cpu=in_pieces, default=whole)
 
 
 def _correlate(
