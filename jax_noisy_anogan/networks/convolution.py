@@ -44,11 +44,6 @@ def _packing(x: Images, kernel_width: int, channels: int) -> int:
     return largest_divisor(x.shape[2], _FILLED_CHANNELS // channels)
 
 
-def _pack(x: Images, neighbours: int) -> Images:
-    n, h, w, c = x.shape
-    return x.reshape(n, h, w // neighbours, neighbours * c)
-
-
 def _taps(neighbours: int, kernel_width: int) -> Float[np.ndarray, "blocks inputs outputs taps"]:
     """1 where a tap of the kernel joins a neighbour of an input block to one of the output's."""
     margin = kernel_width // 2
@@ -67,7 +62,7 @@ def _conv_same(x: Images, kernel: Kernel) -> Images:
         taps = _taps(neighbours, kernel_w).astype(kernel.dtype)
         kernel = jnp.einsum("bijt,htco->hbicjo", taps, kernel)
         kernel = kernel.reshape(kernel_h, -1, neighbours * inputs, neighbours * outputs)
-        x = _pack(x, neighbours)
+        x = x.reshape(*shape[:2], shape[2] // neighbours, neighbours * inputs)
     y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
     return y.reshape(shape)
 
