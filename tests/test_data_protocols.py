@@ -245,6 +245,8 @@ def test_unlabeled_images_train_and_are_never_tested():
     split = layout(examples, DataConfig())
     unlabeled = np.arange(160, 190)
     assert np.isin(unlabeled, split.train_normal).all()
+    assert not np.isin(unlabeled, split.test).any()
+    assert not split.is_abnormal[unlabeled].any()
 
 
 @pytest.mark.parametrize(
