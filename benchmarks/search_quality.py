@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import scipy.stats
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -204,7 +205,7 @@ def make_row(
 def compile_seconds(model: Model, config: Config, images: list[Image]) -> tuple[float, float]:
     """From a new scorer to its first score, of one step, with an empty and with a filled cache."""
     config = with_search(config, {"steps": 1})
-    spent = []
+    spent, before = [], jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as folder:
         parallel.keep_compiled(folder)
         for _ in range(2):
@@ -213,7 +214,8 @@ def compile_seconds(model: Model, config: Config, images: list[Image]) -> tuple[
             scorer = Scorer(model, config)
             list(scorer.measure([(images[0], next(scorer.search(images[:1])).latents)]))
             spent.append(clock() - start)
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
     return spent[0], spent[1]
 
 

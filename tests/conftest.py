@@ -6,6 +6,7 @@ import tempfile
 import jax
 import pytest
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
 # Most of a test's time is XLA's: tests compile many programs and run each for a moment. Without its
 # optimisations the suite takes half as long. `XLA_FLAGS= pytest` tests what users run.
@@ -28,6 +29,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain and TFDS read flags; outside `absl.app.run` they must be told that nothing is to parse.
 flags.FLAGS.mark_as_parsed()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+_CACHE = tuple(
+    name for name in jax.config.values if name.startswith(("jax_compilation", "jax_persistent"))
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_shared():
+    """A test that keeps programs elsewhere does so for its own file only."""
+    before = {name: jax.config.values[name] for name in _CACHE}
+    yield
+    if before != {name: jax.config.values[name] for name in _CACHE}:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from jax_noisy_anogan.data.splits import make_split
 from jax_noisy_anogan.data.streams import TrainingStreams
 from jax_noisy_anogan.data.survey import measured
 from jax_noisy_anogan.evaluation import yardsticks
+from jax_noisy_anogan.runtime.progress import ProgressLine
 from jax_noisy_anogan.scoring import artefact
 from jax_noisy_anogan.training import reconstruction
 
@@ -212,7 +213,8 @@ def test_reconstruction_is_measured_on_tiles_of_all_images(opened):
 
 def test_yardsticks_are_measured_on_stretched_images_and_masks_of_any_shape(opened, root):
     dataset, split = opened
-    read = yardsticks._Reader(_data(root, dataset.path), dataset)
+    line = ProgressLine("yardsticks", total=len(split.test), unit="images", show=False)
+    read = yardsticks._Reader(_data(root, dataset.path), dataset, line)
     assert read.images(split.test).shape == (len(split.test), 128, 128, 1)
     abnormal = split.test[split.is_abnormal[split.test]]
     masks = read.masks(abnormal)
