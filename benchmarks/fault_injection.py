@@ -248,8 +248,8 @@ def worker(folder: Path, cache: str, moment: str) -> None:
         return grown
 
     compile_step, loop.compile_step = loop.compile_step, counted
-    save, Checkpoints.save = Checkpoints.save, saving  # type: ignore[method-assign]
-    enter, loop._Run._enter = loop._Run._enter, entering  # type: ignore[method-assign]
+    save, Checkpoints.save = Checkpoints.save, saving
+    enter, loop._Run._enter = loop._Run._enter, entering
     config = tiny_config(cache)
     with files.locked(folder):
         workdir.settle_config(folder, config)

@@ -15,13 +15,13 @@ Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 # Convolution
 #
 # What XLA's CPU compiler makes of a 3 x 3 convolution depends on how it is written. Gflop/s of one
-# core, jax 0.10.2 and 0.12.0, from `benchmarks/convolutions.py`:
+# core from 32 channels on, jax 0.10.2 and 0.12.0, from `benchmarks/convolutions.py`:
 #
 # - The input's gradient that autodiff writes, a transposed convolution, falls to a naive loop
 #   inside `scan`, where the latent search lives: 2 to 14. As an ordinary convolution with the
-#   flipped kernel it has 90 to 130. Both derivatives are built from the two functions below, so
+#   flipped kernel it has 90 to 133. Both derivatives are built from the two functions below, so
 #   that the gradient penalties can differentiate them again.
-# - The kernel's gradient is a convolution whose window is the whole cotangent: 25 to 50. In pieces
+# - The kernel's gradient is a convolution whose window is the whole cotangent: 24 to 50. In pieces
 #   of at most 2^18 numbers, which a second-level cache holds, it has 27 to 84, and is never slower.
 #   Other devices have a routine of their own for it.
 # - Few channels leave a core's vector registers empty: 4 have 4. Neighbours in a row are taken as
