@@ -9,8 +9,8 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 # Most of a test's time is XLA's: tests compile many programs and run each for a moment. Without its
-# optimisations a tiny run takes 20 s of CPU time instead of 40 (jax 0.10.2), 18 instead of 23 (0.12).
-# `XLA_FLAGS= pytest` tests what users run.
+# optimisations a tiny run takes 20 s of CPU time instead of 40 (jax 0.10.2), or 18 instead of 23
+# (0.12). `XLA_FLAGS= pytest` tests what users run.
 _UNOPTIMISED = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):  # later ones end the process at this flag
     _UNOPTIMISED.append("--xla_cpu_use_fusion_emitters=false")
