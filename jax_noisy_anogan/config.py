@@ -512,6 +512,13 @@ class SearchConfig:
     restarts: int = setting(
         1, "searches per image, of which the best counts", at_least=1, at_most=_LARGEST_BATCH
     )
+    tiles: int = setting(
+        0,
+        "of tiled models, how many tiles of an image are searched: those whose L' is largest where "
+        "the search begins; the others stay there; 0 searches all",
+        at_least=0,
+        remark="tiles",
+    )
     feature_weight: float = setting(
         0.1,
         "lambda of Eq. 4, weight of the feature term",
@@ -808,6 +815,13 @@ def _check_search(config: Config) -> None:
         refuse("search.schedule", search.schedule, "constant with lbfgs, which has no step rate")
     if search.start == "encoder" and not config.train.encoder:
         refuse("search.start", search.start, "prior or bank, or train.encoder set to true")
+    if search.tiles and (search.start == "prior" or search.record_curve):
+        refuse(
+            "search.tiles",
+            search.tiles,
+            "0 without a start of each image's own (search.start=encoder or bank), and 0 with "
+            "search.record_curve",
+        )
     if search.bank_images < search.restarts:
         refuse("search.bank_images", search.bank_images, f"at least {search.restarts}")
 

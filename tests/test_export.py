@@ -68,7 +68,8 @@ def a_detector(*, channels: int, tiled: bool) -> Detector:
         search=config_lib.SearchConfig(
             steps=3,
             batch_size=11,
-            record_curve=tiled,
+            record_curve=not tiled,
+            tiles=17 if tiled else 0,
             schedule="cosine" if tiled else "constant",
             start="bank",
             bank_images=30,

@@ -305,6 +305,36 @@ def test_tiles_of_many_images_share_batches(scorer, monkeypatch):
     assert len(batches) == -(-tiles // BATCH)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_only_tiles_that_begin_farthest_from_what_g_draws_are_searched(model, devices):
+    def found(**changes):
+        config = _with_search(start="bank", bank_images=40, record_curve=False, **changes)
+        config = dataclasses.replace(config, data=DataConfig(tile_image_resolution=32))
+        scorer = Scorer(model, config, make_mesh(jax.devices()[:devices]))
+        return list(scorer.search(iter(TILED)))
+
+    for begun, every, some in zip(found(steps=0), found(), found(tiles=2), strict=True):
+        order = np.argsort(begun.loss)
+        left, chosen = order[:-2], order[-2:]
+        np.testing.assert_array_equal(some.latents[left], begun.latents[left])
+        np.testing.assert_array_equal(some.latents[chosen], every.latents[chosen])
+        np.testing.assert_array_equal(some.loss[chosen], every.loss[chosen])
+        # A search keeps the best that it has seen, where it began included.
+        assert (every.loss <= begun.loss).all() and (every.loss < begun.loss).any()
+
+
+def test_whole_images_are_all_searched(model):
+    changes = {"start": "bank", "bank_images": 40, "record_curve": False}
+    searched = [
+        Scorer(model, _with_search(tiles=tiles, **changes), make_mesh(jax.devices()[:1])).search(
+            iter(IMAGES)
+        )
+        for tiles in (0, 1)
+    ]
+    for every, one in zip(*searched, strict=True):
+        np.testing.assert_array_equal(every.latents, one.latents)
+
+
 def test_no_more_than_two_batches_are_read_ahead(scorer):
     read = []
 

@@ -42,7 +42,9 @@ from jax_noisy_anogan.scoring.scorer import (
     heat_term,
     make_measure,
     make_search,
+    searched_tiles,
     tiles_at_once,
+    without_steps,
 )
 from jax_noisy_anogan.scoring.tiles import blend_on_device, tile_positions
 from jax_noisy_anogan.training.state import load_model
@@ -51,10 +53,12 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 ARTEFACT = "detector.stablehlo"
 FRAME = "frame.py"
 
-# Of tiles in a batch of `tiles_at_once`: G(z_hat), what the map is made of and perhaps the
+# Of the tiles of images: G(z_hat), what the map is made of and perhaps the
 # distances of the memory, and the terms.
 _Measured = tuple[
-    UInt8[Array, "tiles h w c"], Float[Array, "tiles h w maps"], dict[str, Float[Array, " tiles"]]
+    UInt8[Array, "images tiles h w c"],
+    Float[Array, "images tiles h w maps"],
+    dict[str, Float[Array, "images tiles"]],
 ]
 
 
@@ -107,10 +111,7 @@ def make_detect(
         images = jax.vmap(contrasted)(images)
         images = jnp.pad(images, ((0, 0), *missing, (0, 0)), mode="reflect")
         tiles = jnp.stack([images[:, y : y + tile, x : x + tile] for y, x in positions], axis=1)
-        reconstruction, unusual, terms = jax.tree.map(
-            lambda leaf: leaf.reshape(images.shape[0], len(positions), *leaf.shape[1:]),
-            find(tiles.reshape(-1, *tiles.shape[2:])),
-        )
+        reconstruction, unusual, terms = find(tiles)
         terms = {name: values.max(axis=1) for name, values in terms.items()}
         parts = jnp.concatenate([reconstruction.astype(jnp.float32), unusual], axis=-1)
         # One image after another, as `scorer.locate` does: a batch would be added up otherwise.
@@ -235,36 +236,53 @@ def export_onnx(model: Model, out: Path) -> None:
 
 def _find(
     model: Model, config: Config, memory: Memory | None
-) -> Callable[[UInt8[Array, "n h w c"]], _Measured]:
-    """Search and measurement of any number of tiles, parameters bound as constants.
+) -> Callable[[UInt8[Array, "images tiles h w c"]], _Measured]:
+    """Search and measurement of the tiles of any number of images, parameters bound as constants.
 
-    The last batch is filled up with copies of the first tile.
+    The last batch of tiles is filled up with copies of the first one.
     """
     quiet = dataclasses.replace(config.search, record_curve=False)
     config = dataclasses.replace(config, search=quiet)
     search, measure = make_search(model.networks, config), make_measure(model.networks, config)
+    begin = make_search(model.networks, without_steps(config))
     if config.search.start != "encoder":  # nothing that is not needed goes into the file
         model = model._replace(params=model.params._replace(encoder=None))
     constants = jax.tree.map(np.asarray, (*with_initialisation(model, config)[1:], memory))
-    size = tiles_at_once(config.search)
+    size, some = tiles_at_once(config.search), searched_tiles(config)
 
-    def find_batch(tiles: UInt8[Array, "size h w c"]) -> _Measured:
+    def in_batches(function: Callable[..., Any], *columns: Array) -> Any:
+        count = columns[0].shape[0]
+        batches = -(-count // size)
+
+        def batched(rows: Array) -> Array:
+            filler = jnp.broadcast_to(rows[:1], (batches * size - count, *rows.shape[1:]))
+            return jnp.concatenate([rows, filler]).reshape(batches, size, *rows.shape[1:])
+
         # Behind a barrier they are to XLA what they are to `Scorer`, values that are not known:
         # it would spend minutes on working out what follows from a large network's parameters.
-        variables: Any = lax.optimization_barrier(constants)
-        latents: Any = search(variables, tiles).latents
-        reconstruction, maps, terms = measure(variables, tiles, latents)
-        chosen = config.score.map if config.score.map in maps else "difference"
-        found = [maps[name] for name in (chosen, "distance") if name in maps]
-        return reconstruction, jnp.stack(found, axis=-1), terms
-
-    def find(tiles: UInt8[Array, "n h w c"]) -> _Measured:
-        count = tiles.shape[0]
-        batches = -(-count // size)
-        filler = jnp.broadcast_to(tiles[:1], (batches * size - count, *tiles.shape[1:]))
-        padded = jnp.concatenate([tiles, filler]).reshape(batches, size, *tiles.shape[1:])
-        found = lax.map(find_batch, padded)
+        found = lax.map(
+            lambda rows: function(lax.optimization_barrier(constants), *rows),
+            tuple(map(batched, columns)),
+        )
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+    def latents_of(tiles: UInt8[Array, "images tiles h w c"]) -> Float[Array, "n latent"]:
+        images, count = tiles.shape[:2]
+        every = tiles.reshape(-1, *tiles.shape[2:])
+        if not 0 < some < count:
+            return in_batches(search, every).latents
+        start = in_batches(begin, every)
+        _, chosen = lax.top_k(start.loss.reshape(images, count), some)
+        chosen = (chosen + count * jnp.arange(images)[:, None]).reshape(-1)
+        return start.latents.at[chosen].set(in_batches(search, every[chosen]).latents)
+
+    def find(tiles: UInt8[Array, "images tiles h w c"]) -> _Measured:
+        every = tiles.reshape(-1, *tiles.shape[2:])
+        reconstruction, maps, terms = in_batches(measure, every, latents_of(tiles))
+        chosen = config.score.map if config.score.map in maps else "difference"
+        parts = [maps[name] for name in (chosen, "distance") if name in maps]
+        found = (reconstruction, jnp.stack(parts, axis=-1), terms)
+        return jax.tree.map(lambda leaf: leaf.reshape(*tiles.shape[:2], *leaf.shape[1:]), found)
 
     return find
 

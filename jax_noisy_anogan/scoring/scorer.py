@@ -12,7 +12,9 @@ of 8 tiles after 100 steps (24 digits, configs/mnist5k.py:smoke), terms that nee
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -80,6 +82,18 @@ def _alike_at_every_place(function: Callable[..., Any]) -> Callable[..., Any]:
 
     padded.__name__ = function.__name__
     return padded
+
+
+def without_steps(config: Config) -> Config:
+    """The config of a search that stays where it begins."""
+    search = dataclasses.replace(config.search, steps=0, restarts=1, record_curve=False)
+    return dataclasses.replace(config, search=search)
+
+
+def searched_tiles(config: Config) -> int:
+    """The tiles of an image that are searched; 0 stands for all."""
+    tiled = config.data.tile_image_resolution or config.data.fit == "scale"
+    return config.search.tiles if tiled and config.search.steps else 0
 
 
 def all_terms(score: ScoreConfig) -> tuple[str, ...]:
@@ -166,11 +180,13 @@ class Searched(NamedTuple):
 
     Attributes:
       latents: z_hat of every tile.
+      loss: L' of Eq. 24 of every tile.
       curve: L' (Eq. 24) of every tile at every step of the restart that won; None unless
         `search.record_curve` is set.
     """
 
     latents: Float[np.ndarray, "tiles latent"]
+    loss: Float[np.ndarray, " tiles"]
     curve: Float[np.ndarray, "tiles steps"] | None
 
 
@@ -206,16 +222,46 @@ class Scorer:
         every, split = parallel.REPLICATED, parallel.SHARDED
         # Each device runs the program of a single one, whatever their number: the same bits.
         self._search = parallel.data_parallel(search, self.mesh, (every, split), split)
+        self._begin = parallel.data_parallel(
+            make_search(model.networks, without_steps(config)), self.mesh, (every, split), split
+        )
         self._measure = parallel.data_parallel(measure, self.mesh, (every, split, split), split)
         self._features = parallel.data_parallel(features, self.mesh, (every, split), split)
 
     def search(self, images: Iterable[Image]) -> Iterator[Searched]:
         """z_hat of every tile of every image, image after image; Algorithm 1 of the paper.
 
-        The images' sides are at least the model's resolution, or are reflected up to it.
+        The images' sides are at least the model's resolution, or are reflected up to it. With
+        `search.tiles`, of the other tiles what their search would have begun at.
         """
-        items = ((self.cut(image),) for image in images)
-        return self._in_batches(self._search, items)
+        tiles = map(self.cut, images)
+        count = searched_tiles(self.config)
+        if count == 0:
+            return self._in_batches(self._search, ((cut,) for cut in tiles))
+        return self._search_some(tiles, count)
+
+    def _search_some(
+        self, images: Iterable[UInt8[np.ndarray, "tiles tile tile channels"]], count: int
+    ) -> Iterator[Searched]:
+        """The search of each image's `count` tiles whose L' is largest where it begins."""
+        seen: deque[np.ndarray] = deque()
+        begun: deque[tuple[Searched, np.ndarray]] = deque()
+
+        def every() -> Iterator[tuple[np.ndarray]]:
+            for tiles in images:
+                seen.append(tiles)
+                yield (tiles,)
+
+        def worst() -> Iterator[tuple[np.ndarray]]:
+            for start in self._in_batches(self._begin, every()):
+                chosen = np.argsort(-start.loss, kind="stable")[:count]
+                begun.append((start, chosen))
+                yield (seen.popleft()[chosen],)
+
+        for found in self._in_batches(self._search, worst()):
+            (latents, loss, _), chosen = begun.popleft()
+            latents[chosen], loss[chosen] = found.latents, found.loss
+            yield Searched(latents, loss, None)
 
     def measure(
         self, pairs: Iterable[tuple[Image, Float[np.ndarray, "tiles latent"]]]
@@ -336,7 +382,8 @@ def make_search(networks: Networks, config: Config) -> Callable[[Variables, Tile
             latent_size=networks.latent_size,
             initial=initial_latents(config, networks, params, bank),
         )
-        return Searched(found.latent, None if found.curve is None else found.curve.total)
+        curve = None if found.curve is None else found.curve.total
+        return Searched(found.latent, found.loss, curve)
 
     return _alike_at_every_place(search_images)
 
