@@ -1,17 +1,19 @@
 """Quality against cost of shorter latent searches, on the held-out images of a trained run.
 
     python benchmarks/search_quality.py --workdir DIR [--json FILE] [--plot FILE] [--images N]
-      [--single-core]
+      [--tiles N,N] [--single-core]
 
 The reference is the paper's search: Adam at a constant rate of 0.1, 500 steps, from one latent of
 the prior. Every shortcut is a setting of `config.search`. For each start (`prior`, `bank`,
 `encoder`, where the run has one) and each number of steps, rate and schedule are
 chosen by the AUROC of L' on validation images; the table then shows test images, none of which
 decided anything. `ratio` is images per second over those of the reference: all searches take turns,
-batch by batch, so that other load on the machine falls on each of them. Values of L' come from the
-least loss that a search has seen; `calibrated` is fitted anew for each search, to the raw terms of
-the same validation images. `--single-core` counts this process's CPU time on one core instead of
-wall time, for machines that others use.
+batch by batch, so that other load on the machine falls on each of them. `decisions/s` counts the
+pass of G and D that measures what was found, too: all that a decision needs but reading the image.
+`--tiles` asks the same of searches of an image's worst tiles alone (`search.tiles`). Values of L'
+come from the least loss that a search has seen; `calibrated` is fitted anew for each search, to the
+raw terms of the same validation images. `--single-core` counts this process's CPU time on one core
+instead of wall time, for machines that others use.
 
 Last, the reference's program is compiled with an empty and with a filled compilation cache
 (`train.compilation_cache_dir`).
@@ -57,6 +59,7 @@ REFERENCE: dict[str, Any] = {
     "schedule": "constant",
     "start": "prior",
     "restarts": 1,
+    "tiles": 0,
     "record_curve": False,
 }
 clock: Callable[[], float] = time.perf_counter
@@ -70,10 +73,11 @@ class Part(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Raw terms of a part by one search, and how long it took."""
+    """Raw terms of a part by one search, and how long that and measuring them took."""
 
     terms: dict[str, Float[np.ndarray, " n"]]
     seconds: float
+    measuring: float
 
 
 class Row(NamedTuple):
@@ -85,10 +89,12 @@ class Row(NamedTuple):
       calibrated: AUROC of the calibrated score.
       rank_correlation: Spearman's, of L' with the reference's.
       ours, reference, ratio: images per second of this search, of the reference, and the quotient.
+      decisions: images per second, measured as well.
     """
 
     name: str
     ours: float
+    decisions: float
     reference: float
     ratio: float
     validation_auroc: float
@@ -130,11 +136,12 @@ def with_search(config: Config, changes: dict[str, Any]) -> Config:
 def find_in_turns(scorers: list[Scorer], images: list[Image]) -> list[Found]:
     """Terms of all images by each search; the searches take turns, one batch each.
 
-    A first search of a single image, which compiles, is not counted.
+    The first of a single image, which compiles, is not counted.
     """
     size = scorers[0].batch_size
     for scorer in scorers:
-        list(scorer.search(images[:1]))
+        (first,) = scorer.search(images[:1])
+        list(scorer.measure([(images[0], first.latents)]))
     seconds = [0.0] * len(scorers)
     latents: list[list[Any]] = [[] for _ in scorers]
     for first in range(0, len(images), size):
@@ -145,9 +152,10 @@ def find_in_turns(scorers: list[Scorer], images: list[Image]) -> list[Found]:
             seconds[index] += clock() - start
     results = []
     for scorer, own, spent in zip(scorers, latents, seconds, strict=True):
+        start = clock()
         terms = [result.terms for result in scorer.measure(zip(images, own, strict=True))]
         columns = {name: np.array([row[name] for row in terms]) for name in terms[0]}
-        results.append(Found(columns, spent))
+        results.append(Found(columns, spent, clock() - start))
     return results
 
 
@@ -158,10 +166,10 @@ def auroc(scores: Float[np.ndarray, " n"], is_abnormal: Bool[np.ndarray, " n"]) 
 def choose(
     candidates: list[dict[str, Any]], quality: list[float]
 ) -> list[tuple[dict[str, Any], float]]:
-    """For every start and number of steps the candidate of the highest quality."""
-    best: dict[tuple[str, int], tuple[dict[str, Any], float]] = {}
+    """For every start, number of steps and of tiles the candidate of the highest quality."""
+    best: dict[tuple[str, int, int], tuple[dict[str, Any], float]] = {}
     for candidate, value in zip(candidates, quality, strict=True):
-        key = candidate["start"], candidate["steps"]
+        key = candidate["start"], candidate["steps"], candidate.get("tiles", 0)
         if key not in best or value > best[key][1]:
             best[key] = candidate, value
     return list(best.values())
@@ -191,6 +199,7 @@ def make_row(
     return Row(
         name,
         count / test[1].seconds,
+        count / (test[1].seconds + test[1].measuring),
         count / reference.seconds,
         reference.seconds / test[1].seconds,
         auroc(found.terms["score"], part.is_abnormal),
@@ -221,13 +230,23 @@ def compile_seconds(model: Model, config: Config, images: list[Image]) -> tuple[
 
 def describe(search: dict[str, Any] | SearchConfig) -> str:
     get = search.get if isinstance(search, dict) else lambda name: getattr(search, name)
-    return f"{get('start')}, {get('schedule')} {get('learning_rate'):g}, {get('steps')} steps"
+    some = f" of {get('tiles')} tiles" if get("tiles") else ""
+    return f"{get('start')}, {get('schedule')} {get('learning_rate'):g}, {get('steps')} steps{some}"
 
 
 def show(rows: list[Row], console: Console, title: str) -> None:
     table = Table(title=title)
     for index, column in enumerate(
-        ("search", "images/s", "ratio", "AUROC L'", "- reference", "calibrated", "rank corr.")
+        (
+            "search",
+            "images/s",
+            "ratio",
+            "decisions/s",
+            "AUROC L'",
+            "- reference",
+            "calibrated",
+            "rank corr.",
+        )
     ):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
@@ -235,6 +254,7 @@ def show(rows: list[Row], console: Console, title: str) -> None:
             row.name,
             f"{row.ours:.2f}",
             f"{row.ratio:.1f}",
+            f"{row.decisions:.2f}",
             f"{row.auroc:.4f}",
             f"{row.auroc_difference:+.4f}",
             f"{row.calibrated:.4f}",
@@ -280,6 +300,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--starts", help="values of search.start; all that the run has by default")
     parser.add_argument("--steps", type=numbers, default=[10, 25, 45, 100], metavar="N,N")
     parser.add_argument("--rates", type=numbers, default=[0.05, 0.1, 0.2], metavar="RATE,RATE")
+    parser.add_argument("--tiles", type=numbers, default=[0], metavar="N,N")
     parser.add_argument("--reference-steps", type=int, default=REFERENCE["steps"])
     parser.add_argument("--single-core", action="store_true", help="one core, and its CPU time")
     options = parser.parse_args(arguments)
@@ -300,10 +321,19 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         return Scorer(model, with_search(plain, changes))
 
     candidates = [
-        {"start": start, "steps": int(steps), "schedule": schedule, "learning_rate": rate}
-        for start, steps, schedule, rate in itertools.product(
-            starts, options.steps, ("constant", "cosine"), options.rates
+        {
+            "start": start,
+            "steps": int(steps),
+            "schedule": schedule,
+            "learning_rate": rate,
+            "tiles": int(tiles),
+        }
+        for start, steps, schedule, rate, tiles in itertools.product(
+            starts, options.steps, ("constant", "cosine"), options.rates, options.tiles
         )
+        # Without steps there is nothing to choose, and the same latent begins all searches.
+        if (steps or (schedule, rate, tiles) == ("constant", options.rates[0], options.tiles[0]))
+        and (not tiles or start != "prior")
     ]
     found = [find_in_turns([scorer_of(c)], validation.images)[0] for c in candidates]
     quality = [auroc(f.terms["score"], validation.is_abnormal) for f in found]

@@ -49,8 +49,10 @@ def get_config(name: str = "") -> Config:
             gamma=0.5, objective="equation_18", penalty_weight=0.02, abnormal_statistic="real"
         ),
         optim=OptimConfig(learning_rate=0.003, ema_half_life_images=4_000.0),
-        search=SearchConfig(steps=30, schedule="cosine"),
+        search=SearchConfig(
+            steps=10, learning_rate=0.05, schedule="cosine", start="encoder", tiles=4
+        ),
         score=ScoreConfig(memory=True, map_sigma=1.5),
-        train=TrainConfig(checkpoint_every_images=10_000),
+        train=TrainConfig(encoder=True, checkpoint_every_images=10_000),
     )
     return variant(config, name)

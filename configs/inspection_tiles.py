@@ -43,8 +43,10 @@ def get_config(name: str = "") -> Config:
             final_images=24_000,
         ),
         optim=OptimConfig(ema_half_life_images=4_000.0),
-        search=SearchConfig(steps=30),
+        search=SearchConfig(
+            steps=10, learning_rate=0.05, schedule="cosine", start="encoder", tiles=16
+        ),
         score=ScoreConfig(map="attribution", tile_overlap=0.4, map_sigma=1.5),
-        train=TrainConfig(checkpoint_every_images=10_000),
+        train=TrainConfig(encoder=True, checkpoint_every_images=10_000),
     )
     return variant(config, name)

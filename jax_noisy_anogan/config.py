@@ -857,7 +857,13 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "growth.final_images": 7_000,
         "growth.minibatch_default": 8,  # with 16, G generated no digits yet after so few updates
         "optim.ema_half_life_images": 2_000.0,
+        # As in the paper, but for the number of steps: no shortcut of a config file.
         "search.steps": 40,
+        "search.learning_rate": 0.1,
+        "search.schedule": "constant",
+        "search.start": "prior",
+        "search.tiles": 0,
+        "train.encoder": False,
         "train.checkpoint_every_images": 20_000,
         "train.sample_images": 16,
     },

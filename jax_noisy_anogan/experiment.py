@@ -43,6 +43,7 @@ from jax_noisy_anogan.runtime.files import user_path
 from jax_noisy_anogan.scoring import calibration as calibration_lib
 from jax_noisy_anogan.scoring import detector
 from jax_noisy_anogan.scoring.detector import Detector
+from jax_noisy_anogan.scoring.scorer import searched_tiles
 from jax_noisy_anogan.scoring.tiles import tile_positions
 from jax_noisy_anogan.training import loop
 from jax_noisy_anogan.training import state as state_lib
@@ -198,8 +199,11 @@ def _opening(config: Config, folder: Path, dataset: Dataset, split: Split) -> li
     tile = config.growth.resolution
     overlap = round(tile * config.score.tile_overlap)
     shapes = Counter(dataset.shape(int(i)) for name in held_out.PARTS for i in split.part(name))
+    tiles = {shape: len(tile_positions(*shape, tile, overlap)) for shape in shapes}
+    some = searched_tiles(config)
     searched = sum(
-        count * len(tile_positions(*shape, tile, overlap)) for shape, count in shapes.items()
+        count * (min(some, tiles[shape]) if some else tiles[shape])
+        for shape, count in shapes.items()
     )
     training, search = foretold(config, schedule, step, searched)
     devices, known = jax.devices(), len(split.train_known_abnormal)

@@ -84,12 +84,14 @@ def test_flips_are_safe_where_a_flipped_image_looks_like_the_others():
     assert not choices.flips_are_safe(unit(aligned), 1)
 
 
-def test_twice_the_time_is_twice_the_images(monkeypatch):
+@pytest.mark.parametrize("encoder", [False, True])
+def test_twice_the_time_is_twice_the_images(monkeypatch, encoder):
     monkeypatch.setattr(choices, "convolution_rate", lambda network, resolution: 1e9)
     config = config_lib.read_file(config_lib.find("folder"))
+    config.train.encoder = encoder
 
     def cost(seconds):
-        lengths = choices.lengths_within(seconds, config.network, config.growth)
+        lengths = choices.lengths_within(seconds, config)
         growth = dataclasses.replace(config.growth, **lengths)
         phases = make_schedule(growth).phases
         return sum(
@@ -99,7 +101,8 @@ def test_twice_the_time_is_twice_the_images(monkeypatch):
         )
 
     # Update after update as `multiply_adds` counts them, at the rate above.
-    assert choices._UPDATE * cost(40_000.0) / 1e9 == pytest.approx(40_000.0, rel=0.05)
+    passes = choices._UPDATE + encoder * choices._ENCODER
+    assert passes * cost(40_000.0) / 1e9 == pytest.approx(40_000.0, rel=0.05)
     assert cost(80_000.0) == pytest.approx(2 * cost(40_000.0), rel=0.01)
 
 

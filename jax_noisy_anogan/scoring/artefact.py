@@ -40,11 +40,11 @@ from jax_noisy_anogan.scoring.scorer import (
     MEMORY,
     MEMORY_SUM,
     heat_term,
+    make_begin,
     make_measure,
     make_search,
     searched_tiles,
     tiles_at_once,
-    without_steps,
 )
 from jax_noisy_anogan.scoring.tiles import blend_on_device, tile_positions
 from jax_noisy_anogan.training.state import load_model
@@ -244,7 +244,7 @@ def _find(
     quiet = dataclasses.replace(config.search, record_curve=False)
     config = dataclasses.replace(config, search=quiet)
     search, measure = make_search(model.networks, config), make_measure(model.networks, config)
-    begin = make_search(model.networks, without_steps(config))
+    begin = make_begin(model.networks, config)
     if config.search.start != "encoder":  # nothing that is not needed goes into the file
         model = model._replace(params=model.params._replace(encoder=None))
     constants = jax.tree.map(np.asarray, (*with_initialisation(model, config)[1:], memory))

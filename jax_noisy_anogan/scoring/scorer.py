@@ -84,12 +84,6 @@ def _alike_at_every_place(function: Callable[..., Any]) -> Callable[..., Any]:
     return padded
 
 
-def without_steps(config: Config) -> Config:
-    """The config of a search that stays where it begins."""
-    search = dataclasses.replace(config.search, steps=0, restarts=1, record_curve=False)
-    return dataclasses.replace(config, search=search)
-
-
 def searched_tiles(config: Config) -> int:
     """The tiles of an image that are searched; 0 stands for all."""
     tiled = config.data.tile_image_resolution or config.data.fit == "scale"
@@ -180,14 +174,14 @@ class Searched(NamedTuple):
 
     Attributes:
       latents: z_hat of every tile.
-      loss: L' of Eq. 24 of every tile.
       curve: L' (Eq. 24) of every tile at every step of the restart that won; None unless
         `search.record_curve` is set.
+      loss: L' of every tile; None unless asked for, since without steps it costs more than z_hat.
     """
 
     latents: Float[np.ndarray, "tiles latent"]
-    loss: Float[np.ndarray, " tiles"]
     curve: Float[np.ndarray, "tiles steps"] | None
+    loss: Float[np.ndarray, " tiles"] | None = None
 
 
 class Scorer:
@@ -223,7 +217,7 @@ class Scorer:
         # Each device runs the program of a single one, whatever their number: the same bits.
         self._search = parallel.data_parallel(search, self.mesh, (every, split), split)
         self._begin = parallel.data_parallel(
-            make_search(model.networks, without_steps(config)), self.mesh, (every, split), split
+            make_begin(model.networks, config), self.mesh, (every, split), split
         )
         self._measure = parallel.data_parallel(measure, self.mesh, (every, split, split), split)
         self._features = parallel.data_parallel(features, self.mesh, (every, split), split)
@@ -245,7 +239,7 @@ class Scorer:
     ) -> Iterator[Searched]:
         """The search of each image's `count` tiles whose L' is largest where it begins."""
         seen: deque[np.ndarray] = deque()
-        begun: deque[tuple[Searched, np.ndarray]] = deque()
+        begun: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
         def every() -> Iterator[tuple[np.ndarray]]:
             for tiles in images:
@@ -255,13 +249,13 @@ class Scorer:
         def worst() -> Iterator[tuple[np.ndarray]]:
             for start in self._in_batches(self._begin, every()):
                 chosen = np.argsort(-start.loss, kind="stable")[:count]
-                begun.append((start, chosen))
+                begun.append((start.latents, chosen))
                 yield (seen.popleft()[chosen],)
 
         for found in self._in_batches(self._search, worst()):
-            (latents, loss, _), chosen = begun.popleft()
-            latents[chosen], loss[chosen] = found.latents, found.loss
-            yield Searched(latents, loss, None)
+            latents, chosen = begun.popleft()
+            latents[chosen] = found.latents
+            yield Searched(latents, None)
 
     def measure(
         self, pairs: Iterable[tuple[Image, Float[np.ndarray, "tiles latent"]]]
@@ -363,7 +357,15 @@ Tiles = UInt8[Array, "tiles h w c"]
 Measurement = tuple[Tiles, dict[str, Float[Array, "tiles h w"]], dict[str, Float[Array, " tiles"]]]
 
 
-def make_search(networks: Networks, config: Config) -> Callable[[Variables, Tiles], Searched]:
+def make_begin(networks: Networks, config: Config) -> Callable[[Variables, Tiles], Searched]:
+    """Where the search of a batch of tiles begins, and L' there."""
+    search = dataclasses.replace(config.search, steps=0, restarts=1, record_curve=False)
+    return make_search(networks, dataclasses.replace(config, search=search), with_loss=True)
+
+
+def make_search(
+    networks: Networks, config: Config, *, with_loss: bool = False
+) -> Callable[[Variables, Tiles], Searched]:
     """The search as a pure function of a batch of tiles of the model's resolution."""
     search = config.search
     pixels = pixel_scale(config.data)
@@ -383,7 +385,7 @@ def make_search(networks: Networks, config: Config) -> Callable[[Variables, Tile
             initial=initial_latents(config, networks, params, bank),
         )
         curve = None if found.curve is None else found.curve.total
-        return Searched(found.latent, found.loss, curve)
+        return Searched(found.latent, curve, found.loss if with_loss else None)
 
     return _alike_at_every_place(search_images)
 
