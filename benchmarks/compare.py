@@ -1,9 +1,10 @@
 """Training step and search iteration beside the PyTorch twin, on this machine.
 
-    python benchmarks/compare.py [--quick] [--json FILE] [--single-core]
+    python benchmarks/compare.py [--quick] [--json FILE] [--single-core] [--our-python FILE]
 
-Both sides run in one process, in alternation, with the same weights, images, settings and number
-of threads; what is reported is the median of the ratios of neighbouring runs, so that other load
+Both sides run in alternation, with the same weights, images, settings and number of threads, in
+one process, or with `--our-python` the package in that Python, which may have a JAX that this one
+cannot have; what is reported is the median of the ratios of neighbouring runs, so that other load
 on the machine falls on both. `ours` and `reference` are images per second (of a search: images
 times iterations per second); a ratio above 1 means that the package is faster. Flops are counted
 from the twin's convolutions and products, so both sides' share of the machine's measured matrix
@@ -31,53 +32,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import our_side
 import torch
 import torch_twin
-from jax import monitoring
-from programs import GAMMA, STDDEV, program_bytes, search_program
+from our_side import LATENT, Case, Elsewhere, Here, Side, seconds_of
+from programs import GAMMA, STDDEV
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
-from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, sample_latents
-from jax_noisy_anogan.networks.convolution import conv2d, conv2d_kernel_gradient
+from jax_noisy_anogan.networks import sample_latents
 from jax_noisy_anogan.networks.pixels import to_float_images
-from jax_noisy_anogan.training.state import ema_decay_for, init_state, make_optimizer
-from jax_noisy_anogan.training.step import TrainStep
+from jax_noisy_anogan.training.state import ema_decay_for
 
-LATENT = 64
-ITERATIONS = 10
 PEER_STEPS = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One line of the table.
-
-    Attributes:
-      kind: "train" or "search"; "conv" and "kernel-gradient" are one layer of them, 3 x 3, with
-        `fmap_max` channels in and out.
-      penalty_interval: of `LossConfig`; the twin always penalises every real image.
-      channels_last: memory format of the twin.
-    """
-
-    kind: str
-    resolution: int
-    fmap_max: int
-    batch: int
-    penalty_interval: int = 1
-    channels_last: bool = False
-
-    @property
-    def name(self) -> str:
-        name = f"{self.kind} {self.resolution}² fmap {self.fmap_max} batch {self.batch}"
-        if self.penalty_interval > 1:
-            name += f" lazy {self.penalty_interval}"
-        return name + (" (twin channels-last)" if self.channels_last else "")
-
-
 QUICK = [
     Case("search", 32, 32, 32),
     Case("search", 32, 64, 32),
@@ -108,25 +78,6 @@ FULL = [
 ]
 
 
-class Side(NamedTuple):
-    """One way to do a case's work: `run` does it once and waits for the result."""
-
-    run: Callable[[], Any]
-    images: int
-
-
-class Program(NamedTuple):
-    """What the compiler says of the package's program.
-
-    Attributes:
-      seconds: to trace and compile.
-      megabytes: arguments, results and temporaries at once.
-    """
-
-    seconds: float
-    megabytes: float
-
-
 class Row(NamedTuple):
     """A result; the first four fields are common to all benchmarks of the project."""
 
@@ -144,58 +95,9 @@ class Row(NamedTuple):
     machine_share_reference: float
 
 
-def build(case: Case) -> tuple[Networks, NetworkParams]:
-    networks = build_networks(
-        resolution=case.resolution,
-        fading=False,
-        channels=1,
-        # The widths halve above 32 x 32 as in Table 2 of Karras et al.
-        fmap_base=case.fmap_max * 16,
-        fmap_max=case.fmap_max,
-        latent_size=LATENT,
-    )
-    return networks, networks.init(jax.random.key(0))
-
-
-def byte_images(networks: Networks, count: int, seed: int) -> np.ndarray:
-    shape = (count, *networks.image_shape)
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-
-
-def compiled(function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()):
-    """The compiled program and what it costs."""
-    start = time.perf_counter()
-    program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
-    seconds = time.perf_counter() - start
-    return program, Program(seconds, program_bytes(program) / 2**20)
-
-
-def make_train_sides(case: Case) -> tuple[Side, Side, Program]:
-    networks, params = build(case)
-    twin = torch_twin.make_twin(networks, params, channels_last=case.channels_last)
-    loss = LossConfig(gamma=GAMMA, penalty_interval=case.penalty_interval)
-    optim, decay = OptimConfig(), ema_decay_for(10_000, case.batch)
-    real, abnormal = (byte_images(networks, case.batch, seed) for seed in (1, 2))
-
-    optimizer = make_optimizer(optim)
-    step = TrainStep(networks, optimizer, loss=loss, prior="uniform", ema_decay=decay)
-    args = jax.device_put((real, abnormal, jnp.float32(1.0), jax.random.key(1)))
-    state = init_state(networks, optimizer, jax.random.key(0))
-    program, cost = compiled(step, state, *args, donate=(0,))
-
-    def run_ours() -> None:
-        nonlocal state
-        state, metrics = program(state, *args)
-        float(metrics["d_loss"])
-
-    trainer = torch_twin.Trainer(twin, optim, LossConfig(gamma=GAMMA), decay)
-    x, y = (_twin_images(images, case) for images in (real, abnormal))
-
-    def run_twin() -> None:
-        z = torch.rand(case.batch, LATENT) * 2.0 - 1.0
-        trainer.step(x, y, z)
-
-    return Side(run_ours, case.batch), Side(run_twin, case.batch), cost
+def twin_of(case: Case) -> torch_twin.Twin:
+    networks, params = our_side.build(case)
+    return torch_twin.make_twin(networks, params, channels_last=case.channels_last)
 
 
 def _twin_images(images: Any, case: Case) -> torch.Tensor:
@@ -204,80 +106,59 @@ def _twin_images(images: Any, case: Case) -> torch.Tensor:
     return tensor.contiguous(memory_format=form)
 
 
-def make_search_sides(case: Case, steps: int = ITERATIONS) -> tuple[Side, Side, Program]:
-    networks, params = build(case)
-    twin = torch_twin.make_twin(networks, params, channels_last=case.channels_last)
-    search = SearchConfig(steps=steps)
-    images = to_float_images(jnp.asarray(byte_images(networks, case.batch, 1)))
-    key = jax.random.key(2)
-    program, cost = compiled(search_program(networks, search), params, images, key)
-    start = torch.from_numpy(np.array(sample_latents(key, "uniform", (1, LATENT))))
+def train_twin(case: Case) -> Side:
+    networks, _ = our_side.build(case)
+    decay = ema_decay_for(10_000, case.batch)
+    trainer = torch_twin.Trainer(twin_of(case), OptimConfig(), LossConfig(gamma=GAMMA), decay)
+    x, y = (_twin_images(our_side.byte_images(networks, case.batch, seed), case) for seed in (1, 2))
+
+    def run() -> None:
+        z = torch.rand(case.batch, LATENT) * 2.0 - 1.0
+        trainer.step(x, y, z)
+
+    return Side(run, case.batch)
+
+
+def search_twin(case: Case) -> Side:
+    networks, _ = our_side.build(case)
+    twin, search = twin_of(case), SearchConfig(steps=case.steps)
+    start = sample_latents(jax.random.key(2), "uniform", (1, LATENT))
+    start = torch.from_numpy(np.array(start))
+    images = to_float_images(jnp.asarray(our_side.byte_images(networks, case.batch, 1)))
     x = _twin_images(images, case)
 
-    def run_ours() -> None:
-        jax.block_until_ready(program(params, images, key))
-
-    def run_twin() -> None:
+    def run() -> None:
         torch_twin.search_latents(twin, x, start, search=search, gamma=GAMMA, stddev=STDDEV)
 
-    work = case.batch * steps
-    return Side(run_ours, work), Side(run_twin, work), cost
+    return Side(run, case.batch * case.steps)
 
 
-def make_layer_sides(case: Case) -> tuple[Side, Side, Program]:
-    side, channels, batch = case.resolution, case.fmap_max, case.batch
-    random = np.random.default_rng(0)
-    x, cotangent = (random.normal(size=(batch, side, side, channels)) for _ in range(2))
-    kernel = random.normal(size=(3, 3, channels, channels))
-    arrays = [jnp.asarray(array, jnp.float32) for array in (x, cotangent, kernel)]
+def layer_twin(case: Case) -> Side:
+    x, cotangent, kernel = our_side.layer_arrays(case)
     images, cotangents, weight = (
-        torch.from_numpy(np.ascontiguousarray(array, np.float32))
-        for array in (
-            x.transpose(0, 3, 1, 2),
-            cotangent.transpose(0, 3, 1, 2),
-            kernel.transpose(3, 2, 0, 1),
+        torch.from_numpy(np.ascontiguousarray(array.transpose(axes)))
+        for array, axes in (
+            (x, (0, 3, 1, 2)),
+            (cotangent, (0, 3, 1, 2)),
+            (kernel, (3, 2, 0, 1)),
         )
     )
 
-    def layer(x: jax.Array, cotangent: jax.Array, kernel: jax.Array) -> jax.Array:
-        if case.kind == "conv":
-            return conv2d(x, kernel)
-        return conv2d_kernel_gradient(x, cotangent, kernel)
-
-    def run_twin() -> None:
+    def run() -> None:
         if case.kind == "conv":
             torch.conv2d(images, weight, padding=1)
         else:
             torch.nn.grad.conv2d_weight(images, weight.shape, cotangents, padding=1)
 
-    program, cost = compiled(layer, *arrays)
-    ours = Side(lambda: jax.block_until_ready(program(*arrays)), batch)
-    return ours, Side(run_twin, batch), cost
+    return Side(run, case.batch)
 
 
-SIDES = {
-    "train": make_train_sides,
-    "search": make_search_sides,
-    "conv": make_layer_sides,
-    "kernel-gradient": make_layer_sides,
+TWINS: dict[str, Callable[[Case], Side]] = {
+    "train": train_twin,
+    "search": search_twin,
+    "conv": layer_twin,
+    "kernel-gradient": layer_twin,
 }
-
-
-clock = time.perf_counter
-
-
-def keep_to_one_core() -> None:
-    """One thread, one core, CPU time; to be called before JAX computes anything."""
-    global clock
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
-    clock = time.process_time
-
-
-def seconds_of(run: Callable[[], Any]) -> float:
-    start = clock()
-    run()
-    return clock() - start
 
 
 def alternate(
@@ -345,28 +226,12 @@ def count_flops(run: Callable[[], Any]) -> float:
     return float(counter.total)
 
 
-class CompilationCounter:
-    """Counts programs that XLA compiles while it is entered."""
-
-    EVENT = "/jax/core/compile/backend_compile_duration"
-
-    def __enter__(self) -> CompilationCounter:
-        self.count = 0
-        monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event: str, *_: object, **__: object) -> None:
-        self.count += event == self.EVENT
-
-
-def measure(case: Case, *, ceiling: float, trials: int, seconds: float) -> Row:
-    ours, twin, program = SIDES[case.kind](case)
-    flops = count_flops(twin.run)
-    with CompilationCounter() as later:
-        pairs = alternate(ours.run, twin.run, trials=trials, seconds=seconds)
+def measure(
+    case: Case, package: Here | Elsewhere, *, ceiling: float, trials: int, seconds: float
+) -> Row:
+    (ours, program), twin = package.side(case), TWINS[case.kind](case)
+    flops, before = count_flops(twin.run), package.compilations
+    pairs = alternate(ours.run, twin.run, trials=trials, seconds=seconds)
     ours_seconds, twin_seconds, (low, ratio, high) = summarise(pairs)
     return Row(
         case.name,
@@ -376,7 +241,7 @@ def measure(case: Case, *, ceiling: float, trials: int, seconds: float) -> Row:
         low,
         high,
         program.seconds,
-        1 + later.count,
+        1 + package.compilations - before,
         program.megabytes,
         flops / twin.images / 1e9,
         flops / ours_seconds / ceiling,
@@ -384,18 +249,17 @@ def measure(case: Case, *, ceiling: float, trials: int, seconds: float) -> Row:
     )
 
 
-def measure_peers(*, ceiling: float, seconds: float) -> Row:
+def measure_peers(package: Here | Elsewhere, *, ceiling: float, seconds: float) -> Row:
     """64 images in one batch against the way of the peers: one image after the other.
 
     Both are searched for `PEER_STEPS`; `ours` and `reference` are whole images per second. The
     reference is the twin at batch 1, which is kinder than peers that rebuild graphs or re-run D(x).
     """
-    case = Case("search", 32, 64, 64)
-    ours, _, program = make_search_sides(case, PEER_STEPS)
-    _, alone, _ = make_search_sides(dataclasses.replace(case, batch=1), PEER_STEPS)
-    flops = count_flops(alone.run)
-    with CompilationCounter() as later:
-        pairs = alternate(ours.run, alone.run, trials=3, seconds=seconds)
+    case = Case("search", 32, 64, 64, steps=PEER_STEPS)
+    ours, program = package.side(case)
+    alone = search_twin(dataclasses.replace(case, batch=1))
+    flops, before = count_flops(alone.run), package.compilations
+    pairs = alternate(ours.run, alone.run, trials=3, seconds=seconds)
     pairs = [(mine / case.batch, theirs) for mine, theirs in pairs]
     ours_seconds, twin_seconds, (low, ratio, high) = summarise(pairs)
     return Row(
@@ -406,7 +270,7 @@ def measure_peers(*, ceiling: float, seconds: float) -> Row:
         low,
         high,
         program.seconds,
-        1 + later.count,
+        1 + package.compilations - before,
         program.megabytes,
         flops / 1e9,
         flops / ours_seconds / ceiling,
@@ -414,10 +278,10 @@ def measure_peers(*, ceiling: float, seconds: float) -> Row:
     )
 
 
-def show(rows: list[Row], ceiling: float, console: Console) -> None:
+def show(rows: list[Row], jax_version: str, ceiling: float, console: Console) -> None:
     table = Table(
         title=f"images/s, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
-        f"JAX {jax.__version__}; matrix products reach {ceiling / 1e9:.0f} Gflop/s"
+        f"JAX {jax_version}; matrix products reach {ceiling / 1e9:.0f} Gflop/s"
     )
     columns = "name,ours,twin,ratio,quartiles,compile s,programs,MiB,Gflop/image,% peak,twin %"
     for index, column in enumerate(columns.split(",")):
@@ -446,6 +310,9 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument(
         "--single-core", action="store_true", help="one core, and its CPU time instead of wall time"
     )
+    parser.add_argument(
+        "--our-python", metavar="FILE", help="runs the package's side: a Python with another JAX"
+    )
     parser.add_argument("--trials", type=int, default=15, help="pairs of runs per row")
     parser.add_argument("--seconds", type=float, default=30.0, help="longest time per row")
     parser.add_argument("--only", default="", help="rows whose name contains this")
@@ -453,20 +320,27 @@ def main(arguments: list[str] | None = None) -> list[Row]:
 
     console, rows = Console(), []
     if options.single_core:
-        keep_to_one_core()
+        our_side.keep_to_one_core()
+        torch.set_num_threads(1)
     elif os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1):
         console.print(
             "The machine is busy: wall times will mislead, use --single-core", style="red"
         )
+    package: Here | Elsewhere = Here()
+    if options.our_python:
+        package = Elsewhere(options.our_python, single_core=options.single_core)
     ceiling = matrix_rate()
     for case in QUICK if options.quick else FULL:
         if options.only in case.name:
-            row = measure(case, ceiling=ceiling, trials=options.trials, seconds=options.seconds)
+            row = measure(
+                case, package, ceiling=ceiling, trials=options.trials, seconds=options.seconds
+            )
             rows.append(row)
             console.print(f"{row.name}: {row.ratio:.2f}", highlight=False)
     if not options.quick and options.only in "peers":
-        rows.append(measure_peers(ceiling=ceiling, seconds=options.seconds))
-    show(rows, ceiling, console)
+        rows.append(measure_peers(package, ceiling=ceiling, seconds=options.seconds))
+    package.close()
+    show(rows, package.jax_version, ceiling, console)
     if options.json:
         with open(options.json, "w") as file:
             json.dump([row._asdict() for row in rows], file, indent=1)

@@ -22,9 +22,11 @@ torch = pytest.importorskip("torch", reason="the twin needs the extra `bench`")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import compare  # noqa: E402
+import our_side  # noqa: E402
 import torch_twin  # noqa: E402
 
 BATCH, LATENT, STDDEV = 8, 16, 0.3
+KINDS = ("train", "search", "conv", "kernel-gradient")
 STAGES = [(4, False, 1, 8), (8, True, 1, 8), (16, False, 3, 12)]
 GAMMA = 0.3
 
@@ -223,13 +225,15 @@ def test_alternation_swaps_the_order_and_summarises_by_pairs():
     assert (low, high) == (1.5, 3)
 
 
-def test_a_row_of_each_kind_is_complete(tmp_path, monkeypatch):
+@pytest.mark.parametrize("python", ["this", "another"])
+def test_a_row_of_each_kind_is_complete(tmp_path, monkeypatch, python):
     """Fields that the machine's speed does not decide."""
-    monkeypatch.setattr(compare, "QUICK", [compare.Case(kind, 4, 8, 4) for kind in compare.SIDES])
+    monkeypatch.setattr(compare, "QUICK", [compare.Case(kind, 4, 8, 4) for kind in KINDS])
     file = tmp_path / "rows.json"
-    compare.main(["--quick", "--json", str(file), "--trials", "3", "--seconds", "0"])
+    elsewhere = ["--our-python", sys.executable] if python == "another" else []
+    compare.main(["--quick", "--json", str(file), "--trials", "3", "--seconds", "0", *elsewhere])
     rows = {row["name"]: row for row in json.loads(file.read_text())}
-    assert rows.keys() == {f"{kind} 4² fmap 8 batch 4" for kind in compare.SIDES}
+    assert rows.keys() == {f"{kind} 4² fmap 8 batch 4" for kind in KINDS}
     for row in rows.values():
         assert {"ours", "reference", "ratio"} < row.keys()
         assert row["compilations"] == 1, "a run after the first must not compile"
@@ -251,7 +255,8 @@ def test_both_sides_of_a_layer_do_the_same(kind, monkeypatch):
     for module, name in ((torch, "conv2d"), (torch.nn.grad, "conv2d_weight")):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, f=function, **k: results.append(f(*a, **k)))
-    for side in compare.make_layer_sides(compare.Case(kind, 8, 3, 2))[:2]:
-        side.run()
+    case = compare.Case(kind, 8, 3, 2)
+    our_side.layer_side(case)[0].run()
+    compare.layer_twin(case).run()
     ours, theirs = results
     _assert_close(ours.transpose((0, 3, 1, 2) if kind == "conv" else (3, 2, 0, 1)), theirs)
