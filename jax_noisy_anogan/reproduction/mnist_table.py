@@ -22,8 +22,12 @@ QUOTED = ("AnoGAN", "Deep SVDD")
 
 def cells(bench: Bench) -> list[Cell]:
     """One per digit, seed and method, and one of the supervised methods per digit and seed."""
-    trained = [run.cell for run in _runs(bench).values()]
-    return [*trained, *_supervised(bench).values()]
+    supervised, listed = _supervised(bench), []
+    for (digit, seed, method), run in _runs(bench).items():
+        listed.append(run.cell)
+        if supervised and method == runs.NOISY:
+            listed.append(supervised[digit, seed])
+    return listed
 
 
 def results(bench: Bench) -> list[Result]:

@@ -21,11 +21,30 @@ from jax_noisy_anogan.runtime import parallel
 from jax_noisy_anogan.training.estimate import in_words
 
 _PAUSE_S = 1.0
-# Of one cell on one x86-64 core, by size and kind, as measured (docs/reproduction.md): for as long
-# as no cell of the kind is kept.
+# Of one cell on one x86-64 core, by size and kind: for as long as no cell of the kind is kept. What
+# they rest on is in docs/reproduction.md.
 _SECONDS: dict[str, dict[str, float]] = {
-    "quick": {"mnist": 50, "sad": 50, "sad competitors": 25, "caltech": 50},
-    "night": {},
+    "night": {
+        "table1 mnist": 20,
+        "table1 caltech256": 60,
+        "table1 ir_mnist": 60,
+        "figure3": 80,
+        "figure6 tiled": 480,
+        "figure6 whole": 560,
+        "mnist": 340,
+        "mnist competitors": 110,
+        "figure1": 45,
+        "figure4": 25,
+        "figure5": 25,
+        "sad": 180,
+        "sad competitors": 55,
+        "caltech trans": 290,
+        "caltech held": 290,
+        "caltech trans competitors": 200,
+        "caltech held competitors": 200,
+        "caltech trans features": 100,
+        "caltech held features": 100,
+    },
 }
 
 
@@ -91,9 +110,10 @@ def outlook(bench: Bench, cells: Sequence[Cell], processes: int) -> str:
     counts = Counter(map(_kind, missing))
     unknown = sum(count for kind, count in counts.items() if kind not in known)
     left = sum(count * known.get(kind, 0.0) for kind, count in counts.items()) / processes
-    text = f"{len(missing)} of {len(cells)} cells to compute"
-    text += f", about {in_words(left)} in {processes} process" + "es" * (processes > 1)
-    return text + (f", and {unknown} of unknown length" if unknown else "")
+    text = [f"{len(missing)} of {len(cells)} cells to compute"]
+    if left:
+        text.append(f"about {in_words(left)} in {processes} process" + "es" * (processes > 1))
+    return ", ".join([*text, *([f"{unknown} of unknown length"] if unknown else [])])
 
 
 def _kind(cell: Cell) -> str:
