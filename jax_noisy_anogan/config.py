@@ -867,15 +867,36 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "train.checkpoint_every_images": 20_000,
         "train.sample_images": 16,
     },
+    "night": {
+        "data.max_validation_images": 400,
+        "data.max_test_images": 4_000,
+        "network.fmap_base": 128,
+        "network.fmap_max": 32,
+        "network.latent_size": 64,
+        "growth.start_resolution": 8,
+        "growth.stable_images": 12_000,
+        "growth.fade_images": 8_000,
+        "growth.final_images": 20_000,
+        "optim.ema_half_life_images": 5_000.0,
+        # As good as the paper's 500 steps, docs/search.md.
+        "search.start": "encoder",
+        "search.schedule": "cosine",
+        "search.learning_rate": 0.05,
+        "search.steps": 10,
+        "train.encoder": True,
+        "train.checkpoint_every_images": 60_000,
+        "train.sample_images": 16,
+    },
 }
 
 
 def variant(config: Config, name: str) -> Config:
     """The variant of a config file that `--config FILE.py:name` asks for.
 
-    Both are narrow networks up to 16 x 16 pixels. "smoke" runs the whole path in about a minute on
-    two cores, on a few hundred images. "quick" trains for about a minute on one core, so that
-    figures mean something: the runs of `reproduce --quick`.
+    All are narrow networks, up to 16 x 16 pixels, or 32 x 32 at "night". "smoke" runs the whole
+    path in about a minute on two cores, on a few hundred images. "quick" trains for about a minute
+    on one core, so that figures mean something, and "night" for minutes: the runs of `reproduce
+    --size quick` and `--size night`.
 
     Raises:
       ConfigError: there is no such variant.
@@ -885,7 +906,8 @@ def variant(config: Config, name: str) -> Config:
         raise ConfigError(f"--config has the variant {name!r}: expected none, {expected}")
     if not name:
         return config
-    resolution, tiled = min(config.growth.resolution, 16), config.data.tile_image_resolution
+    side = 32 if name == "night" else 16
+    resolution, tiled = min(config.growth.resolution, side), config.data.tile_image_resolution
     small = {
         "growth.resolution": resolution,
         "data.tile_image_resolution": 4 * resolution if tiled else 0,

@@ -1,8 +1,10 @@
 """The paper's tables and figures: `python -m jax_noisy_anogan.reproduce EXPERIMENT --out DIR`.
 
 EXPERIMENT is one or more of table1, table2, mnist, deep-sad, figure1, figure3, figure4, figure5,
-figure6, or all. Each is printed and written as Markdown, CSV and PNG. Finished cells are kept in
-DIR: run again, the same command goes on. Run it in the project's folder, or name its `configs`.
+figure6, or all. Each is printed and written as Markdown, CSV and PNG. --size says how much is
+computed: quick, an hour of two cores; night, a night of them; full, for a GPU. Finished cells are
+kept in DIR: run again, the same command goes on. Run it in the project's folder, or name its
+`configs`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from jax_noisy_anogan.reproduction import (
     table2,
 )
 from jax_noisy_anogan.reproduction import mnist_table as mnist
-from jax_noisy_anogan.reproduction.cells import Bench, Cell
+from jax_noisy_anogan.reproduction.cells import SIZES, Bench, Cell
 from jax_noisy_anogan.runtime.files import user_path
 
 # `cells(bench)` lists what is to compute, `results(bench)` makes tables of what is computed.
@@ -45,7 +47,9 @@ EXPERIMENTS: dict[str, ModuleType] = {
 ROOTS = ("mnist", "ir_mnist", "caltech256")
 
 _OUT = flags.DEFINE_string("out", None, "Folder for results, kept cells and runs", required=True)
-_QUICK = flags.DEFINE_bool("quick", False, "Shrink every experiment")
+_SIZE = flags.DEFINE_enum("size", "full", SIZES, "An hour or a night of two cores, or for a GPU")
+_QUICK = flags.DEFINE_bool("quick", False, "The same as --size quick")
+_CELLS = flags.DEFINE_string("cells", "", "Folder of kept cells; OUT/cells without it")
 _CONFIGS = flags.DEFINE_string("configs", "configs", "Folder of the project's config files")
 _CACHE = flags.DEFINE_string("cache_dir", "", "Folder of prepared records")
 _FOLDERS = {
@@ -72,26 +76,34 @@ def main(arguments: list[str]) -> None:
         configs=user_path(_CONFIGS.value, "--configs"),
         roots={name: flag.value for name, flag in _FOLDERS.items() if flag.value},
         cache_dir=_CACHE.value,
-        quick=_QUICK.value,
+        size="quick" if _QUICK.value else _SIZE.value,
         options={
             "digits": _numbers("digits", _DIGITS.value),
             "seeds": _numbers("seeds", _SEEDS.value),
         },
         features=_FEATURES.value,
+        cells=user_path(_CELLS.value, "--cells") if _CELLS.value else None,
     )
     chosen = experiments(arguments, bench)
+    listed = cells_of(chosen, bench)
     processes = _PROCESSES.value or runner.default_processes()
     with contextlib.ExitStack() as stack:
         stack.enter_context(runner.within(_BUDGET.value))
         if _WORKER.value:
             runner.settle(processes, _WORKER.value)
-            runner.compute(bench, cells_of(chosen, bench))
+            runner.compute(bench, listed, processes)
             return
         # Tables are written in any case: of what there is.
         stack.callback(lambda: write(chosen, bench))
         stack.enter_context(runner.helpers(processes))
         runner.settle(processes, 0)
-        runner.compute(bench, cells_of(chosen, bench))
+        if others := bench.of_other_settings(listed):
+            text = (
+                f"{others} cells in {bench.folder} were made with other settings: they are not used"
+            )
+            print(text, file=sys.stderr)
+        print(runner.outlook(bench, listed, processes), file=sys.stderr, flush=True)
+        runner.compute(bench, listed, processes)
 
 
 def experiments(names: list[str], bench: Bench) -> list[ModuleType]:

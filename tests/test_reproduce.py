@@ -2,15 +2,20 @@
 
 import csv
 import dataclasses
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from PIL import Image
 
+import jax_noisy_anogan
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan import reproduce
 from jax_noisy_anogan.config import ConfigError
@@ -38,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def bench(tmp_path):
-    return Bench(out=tmp_path / "out", configs=ROOT / "configs", quick=True)
+    return Bench(out=tmp_path / "out", configs=ROOT / "configs", size="quick")
 
 
 def _fill(bench, cells, values):
@@ -126,6 +131,59 @@ bench.compute(Cell("second", 0, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 """
 
 
+def test_a_kept_cell_says_how_it_was_made_and_its_table_tells(bench):
+    bench = dataclasses.replace(bench, size="night", options={"digits": [3], "seeds": [0]})
+    cells = mnist_table.cells(bench)
+    _fill(bench, cells, lambda cell: _scores(0.75))
+    kept = bench.kept(cells[0])
+    made = kept["made"]
+    assert (kept["cell"], made["size"]) == ("mnist-3-0-0", "night")
+    (file,) = bench.folder.glob("mnist-3-0-0-*.json")
+    assert file.stem.endswith(made["settings"])
+    assert made["hardware"].endswith(f"jax {jax.__version__}")
+    assert made["code"].startswith(jax_noisy_anogan.__version__)
+    assert str(ROOT) not in file.read_text()
+    text = mnist_table.results(bench)[0].markdown()
+    assert f"computed by version {made['code']} on {made['hardware']}" in text
+    assert "size night" in text
+
+
+def test_cells_of_other_settings_are_told_and_not_used(bench, tmp_path):
+    bench = dataclasses.replace(bench, cells=tmp_path / "kept", options={"digits": [3, 4]})
+    cells = mnist_table.cells(bench)
+    _fill(bench, [dataclasses.replace(c, settings="others") for c in cells[:3]], lambda cell: {})
+    _fill(bench, cells[:1], lambda cell: {})
+    assert bench.of_other_settings(cells) == 3
+    assert bench.of_other_settings(cells[1:]) == 2  # not those that nobody asks for
+    assert bench.missing(cells) == cells[1:]
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 4
+
+
+def test_the_time_to_come_is_that_of_kept_cells_of_the_kind(bench, monkeypatch):
+    monkeypatch.setitem(runner._SECONDS, "quick", {"sad competitors": 600.0, "sad": 1.0})
+    names = ["sad-0-1-0", "sad-0-1-1", "sad-2-3-0.05", "sad-0-1-competitors", "figure6-tiled-1"]
+    cells = [Cell(name, 0, lambda: {}) for name in names]
+    _fill(bench, cells[:2], lambda cell: {"seconds": 0})
+    for cell, seconds in zip(cells[:2], (3_000, 6_000), strict=True):
+        (file,) = bench.folder.glob(f"{cell.name}-*.json")
+        file.write_text(json.dumps({"seconds": seconds}))
+    # 4500 s, which is the mean of two, and 600 s, by two at once.
+    expected = "3 of 5 cells to compute, about 42 minutes in 2 processes, 1 of unknown length"
+    assert runner.outlook(bench, cells, 2) == expected
+    one = "1 of 1 cells to compute, about 10 minutes in 1 process"
+    assert runner.outlook(bench, cells[3:4], 1) == one
+    assert runner.outlook(bench, cells[4:], 2) == "1 of 1 cells to compute, 1 of unknown length"
+    assert runner.outlook(bench, cells[:2], 2) == "0 of 2 cells to compute"
+
+
+def test_the_time_to_come_is_told_after_every_cell(bench, capsys):
+    cells = [Cell("a", 0, lambda: {}), Cell("b", 0, lambda: {})]
+    runner.compute(bench, cells)
+    runner.compute(bench, cells)  # nothing new: nothing to tell
+    told = [line for line in capsys.readouterr().err.splitlines() if " to compute" in line]
+    assert [line.split(",")[0] for line in told] == [f"{k} of 2 cells to compute" for k in (1, 0)]
+
+
 def test_a_kill_loses_no_finished_cell_and_leaves_no_lock(bench):
     done = subprocess.run([sys.executable, "-c", _KILLED, str(bench.out)], cwd=ROOT, check=False)
     assert done.returncode == -9
@@ -138,7 +196,7 @@ def test_where_things_lie_makes_no_other_cell(bench):
     elsewhere = dataclasses.replace(bench, out=Path("/elsewhere"), cache_dir="/cache")
     settings = [mnist_table.run(b, 0, 0, runs.NOISY).cell.settings for b in (bench, elsewhere)]
     assert settings[0] == settings[1]
-    full = dataclasses.replace(bench, quick=False)
+    full = dataclasses.replace(bench, size="full")
     assert identity(full.config("mnist5k")) != settings[0]
 
 
@@ -187,10 +245,10 @@ def test_gaps_are_told_and_shown(bench):
 
 
 def test_full_tables_do_not_say_that_they_are_shrunk(bench):
-    for quick in (True, False):
-        of_size = dataclasses.replace(bench, quick=quick, options={"digits": [3]})
+    for size in ("quick", "full"):
+        of_size = dataclasses.replace(bench, size=size, options={"digits": [3]})
         (table,) = mnist_table.results(of_size)
-        assert ("shrunk" in table.markdown()) is quick
+        assert ("shrunk" in table.markdown()) is (size == "quick")
 
 
 def test_table_2_prints_the_numbers_of_the_literature_beside_its_own(bench):
@@ -244,7 +302,6 @@ def test_a_result_is_written_three_times_over(tmp_path, capsys):
     assert (tmp_path / "t.md").read_text() in printed
     assert "| x | 0.123 |" in printed
     assert r"| \|y\| | – |" in printed  # a bar within a cell does not end it
-    assert "jax " in printed  # what it was computed on
     with (tmp_path / "t.csv").open() as file:
         assert list(csv.reader(file)) == [["a", "b"], ["x", "0.12345"], ["|y|", ""]]
     assert np.asarray(Image.open(tmp_path / "t.png")).std() > 0
@@ -283,6 +340,31 @@ def test_a_cell_that_lights_up_has_the_highest_mean_at_any_resolution():
 
 
 # --- The command --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ([], "full"),
+        (["--quick"], "quick"),
+        (["--size=quick"], "quick"),
+        (["--size=night"], "night"),
+    ],
+)
+def test_the_size_and_the_folder_of_cells_are_as_given(tmp_path, monkeypatch, given, size):
+    class Caught(Exception):
+        pass
+
+    def catch(names, bench):
+        raise Caught(bench)
+
+    monkeypatch.setattr(reproduce, "experiments", catch)
+    with flagsaver.flagsaver():
+        flags.FLAGS(["reproduce", f"--out={tmp_path}", f"--cells={tmp_path / 'kept'}", *given])
+        with pytest.raises(Caught) as caught:
+            reproduce.main(["mnist"])
+    (bench,) = caught.value.args
+    assert (bench.size, bench.folder) == (size, tmp_path / "kept")
 
 
 def test_unknown_experiments_and_missing_data_are_named(bench, capsys):

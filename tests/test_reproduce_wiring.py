@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from jax_noisy_anogan.baselines import SEMI_SUPERVISED, SUBSPACE, alocc
@@ -40,7 +41,7 @@ def bench(tmp_path):
         out=tmp_path / "out",
         configs=ROOT / "configs",
         roots={"caltech256": "/none"},
-        quick=True,
+        size="quick",
         options={"digits": [3, 8], "seeds": [0, 1]},
     )
 
@@ -150,7 +151,7 @@ def test_another_feature_file_makes_other_cells_and_a_missing_one_is_named(bench
 
 
 def test_every_entry_of_the_mnist_table_is_that_of_its_column(bench):
-    bench = dataclasses.replace(bench, quick=False)  # with the third method
+    bench = dataclasses.replace(bench, size="full")  # with the third method and the supervised
     _fill(bench, mnist_table.cells(bench), _distinct)
     (table,) = mnist_table.results(bench)
     rows = {tuple(row[:2]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
@@ -163,6 +164,12 @@ def test_every_entry_of_the_mnist_table_is_that_of_its_column(bench):
                 assert rows[digit, method][score] == _over(cells[digit], "auroc", score)
             means = [_figure(cell, "auroc", score) for d in (3, 8) for cell in cells[d]]
             assert rows["mean", method][score] == pytest.approx(np.mean(means))
+        for name in ("Deep SAD", "Supervised CNN"):
+            beside = {d: [f"mnist-{d}-{seed}-competitors" for seed in (0, 1)] for d in (3, 8)}
+            for digit in (3, 8):
+                assert rows[digit, method][name] == _over(beside[digit], "auroc", name)
+            means = [_figure(cell, "auroc", name) for d in (3, 8) for cell in beside[d]]
+            assert rows["mean", method][name] == pytest.approx(np.mean(means))
         run = mnist_table.run(bench, 8, 1, method)
         assert run.cell.name == f"mnist-8-{number}-1"
         data, loss = run.config.data, run.config.loss
@@ -177,6 +184,21 @@ def test_every_entry_of_the_mnist_table_is_that_of_its_column(bench):
         0.887
     ] * 3 + [0.849] * 3
     assert rows["mean", runs.NOISY]["Deep SVDD (quoted)"] == pytest.approx((0.919 + 0.939) / 2)
+
+
+def test_the_supervised_methods_have_the_splits_and_labels_of_the_mnist_runs(bench):
+    assert not [cell for cell in mnist_table.cells(bench) if "competitors" in cell.name]
+    night = dataclasses.replace(bench, size="night", options={})
+    cells = {cell.name: cell.settings for cell in mnist_table.cells(night)}
+    assert len(cells) == 10 * 3 * 3
+    for digit in range(10):
+        for seed in range(3):
+            theirs = cells[f"mnist-{digit}-{seed}-competitors"]
+            assert theirs["data"] == cells[f"mnist-{digit}-1-{seed}"]["data"]
+            assert (theirs["data"]["digit"], theirs["data"]["split_seed"]) == (digit, seed)
+            assert theirs["data"]["known_abnormal_fraction"] == 0.1
+    text = mnist_table.results(night)[0].markdown()
+    assert "Supervised CNN: the same in both rows of a digit" in text
 
 
 SWEEPS = {
@@ -197,6 +219,7 @@ def test_every_entry_of_the_sweeps_is_that_of_its_column(bench):
         assert tuple(table.columns) == (
             sweep,
             *SWEEPS,
+            "calibrated - Deep SAD",
             "Deep SAD (quoted)",
             "Supervised (quoted)",
         )
@@ -218,6 +241,49 @@ def test_every_entry_of_the_sweeps_is_that_of_its_column(bench):
                 expected = _over(names, "auroc", score)
                 missing = column == "Supervised CNN" and ratio == 0
                 assert shown[column] == (None if missing else expected), (sweep, share, column)
+
+
+def test_the_paired_test_is_of_the_same_splits_of_both_methods(bench):
+    bench = dataclasses.replace(bench, options={"digits": [0, 1, 2], "seeds": [0, 1]})
+    _fill(bench, deep_sad_sweeps.cells(bench), _distinct)
+    _, pollution = deep_sad_sweeps.results(bench)
+    names = [f"sad-{digit}-{digit + 1}-{seed}-0.05-0.1" for seed in (0, 1) for digit in (0, 1, 2)]
+    ours, theirs = (
+        np.array([_figure(f"{name}-{cell}", "auroc", score) for name in names])
+        for cell, score in (("1", "calibrated"), ("competitors", "Deep SAD"))
+    )
+    half = stats.t.ppf(0.975, 5) * (ours - theirs).std(ddof=1) / 6**0.5
+    middle, p = (ours - theirs).mean(), stats.wilcoxon(ours, theirs).pvalue
+    shown = pollution.rows[3][pollution.columns.index("calibrated - Deep SAD")]
+    assert shown == f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}], p = {p:.2g}"
+
+
+def test_one_split_is_too_few_for_a_paired_test(bench):
+    bench = dataclasses.replace(bench, options={"digits": [0], "seeds": [0]})
+    _fill(bench, deep_sad_sweeps.cells(bench), _distinct)
+    for table in deep_sad_sweeps.results(bench):
+        at = table.columns.index("calibrated - Deep SAD")
+        assert [row[at] for row in table.rows] == [None] * 5
+
+
+def test_at_night_polluted_anogan_is_that_of_the_first_seed(bench):
+    night = dataclasses.replace(bench, size="night", options={})
+    names = [cell.name for cell in deep_sad_sweeps.cells(night)]
+    polluted = [n for n in names if n.endswith(("-0.2-0", "-0.01-0")) and n.startswith("sad")]
+    assert len(polluted) == 2 * 6
+    assert {name.split("-")[3] for name in polluted} == {"0"}
+    _fill(night, deep_sad_sweeps.cells(night), _distinct)
+    ratio, pollution = deep_sad_sweeps.results(night)
+    cells = {seed: [f"sad-{d}-{d + 1}-{seed}" for d in range(6)] for seed in range(3)}
+    everyone = [name for seed in range(3) for name in cells[seed]]
+    shown = dict(zip(pollution.columns, pollution.rows[4], strict=True))
+    first = [f"{name}-0.05-0.2-0" for name in cells[0]]
+    assert shown["AnoGAN: L'"] == _over(first, "auroc", "score")
+    noisy = [f"{name}-0.05-0.2-1" for name in everyone]
+    assert shown["Noisy-AnoGAN: L'"] == _over(noisy, "auroc", "score")
+    assert "AnoGAN on polluted images: only of seeds [0]" in pollution.notes
+    shown = dict(zip(ratio.columns, ratio.rows[4], strict=True))
+    assert shown["AnoGAN: L'"] == _over([f"{name}-0-0-0" for name in everyone], "auroc", "score")
 
 
 def test_the_runs_of_the_sweeps_have_the_settings_of_their_columns(bench):
@@ -489,12 +555,12 @@ def test_the_sweeps_competitors_know_the_labels_of_training_and_validation_only(
         assert sorted(unlabelled) == [1, 3, 5, 7, 9, 11, 13, 31]
         assert sorted(known) == [33, 35, 37, 39, 41]
         assert test == SPLIT.test.tolist()
-        assert (seed, settings) == (5, deep_sad_sweeps._settings(bench)[name])
+        assert (seed, settings) == (5, deep_sad_sweeps.competitor_settings(bench)[name])
 
 
 def test_a_cell_of_competitors_depends_on_their_settings_and_data_alone(bench):
     quick = table2._competitors(bench, 1, "held out", 0).settings
-    full = table2._competitors(dataclasses.replace(bench, quick=False), 1, "held out", 0).settings
+    full = table2._competitors(dataclasses.replace(bench, size="full"), 1, "held out", 0).settings
     assert quick["ALOCC"] != full["ALOCC"]
     assert (
         quick["data"] == identity(table2._run(bench, 1, "held out", 0, runs.ANOGAN).config)["data"]

@@ -152,7 +152,7 @@ def test_training_subtracts_the_abnormal_mode_and_the_table_says_so(tmp_path, ca
         "    return dataclasses.replace(module.get_config(name), **changes)\n"
     )
     (configs / "toy2d.py").write_text(short)
-    bench = Bench(out=tmp_path / "out", configs=configs, quick=True)
+    bench = Bench(out=tmp_path / "out", configs=configs, size="quick")
     runner.compute(bench, figure3.cells(bench))
     reproduce.write([figure3], bench)
     config = _config_file().get_config("smoke")
@@ -175,8 +175,8 @@ def test_training_subtracts_the_abnormal_mode_and_the_table_says_so(tmp_path, ca
 
 
 def test_figure_3_reads_the_project_s_config(tmp_path):
-    for quick, steps in ((False, 3000), (True, 1000)):
-        bench = Bench(out=tmp_path, configs=ROOT / "configs", quick=quick)
+    for size, steps in (("full", 3000), ("night", 3000), ("quick", 1000)):
+        bench = Bench(out=tmp_path, configs=ROOT / "configs", size=size)
         (cell,) = figure3.cells(bench)
         assert cell.settings["steps"] == steps
 

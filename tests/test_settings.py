@@ -23,7 +23,10 @@ from jax_noisy_anogan.training.growth import make_schedule
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 OWN = {
-    "ir_mnist": ["generated", "generated_quick", "generated_smoke", "tiles", "tiles_quick"],
+    "ir_mnist": [
+        *(f"{kind}{size}" for kind in ("generated", "tiles") for size in ("", "_quick", "_night")),
+        "generated_smoke",
+    ],
     "magnetic_tile": ["tiles", "dense"],
     "screw_1024": ["whole"],
 }
@@ -34,6 +37,7 @@ VARIANTS = {
         "",
         "smoke",
         "quick",
+        "night",
         *OWN.get(path.stem, []),
     )
     if path.stem != "toy2d"

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import functools
 import json
+import os
+import platform
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
+
+import jax_noisy_anogan
 from jax_noisy_anogan.config import Config, ConfigError
 from jax_noisy_anogan.runtime.files import digest, try_lock, write_text
 
 Values = dict[str, Any]
+T = TypeVar("T")
+
+# Of a whole reproduction: an hour or a night of two cores, or a GPU.
+SIZES = ("quick", "night", "full")
 
 # Where things lie changes no result.
 _PLACES = {"data": ("root", "cache_dir"), "train": ("compilation_cache_dir",)}
@@ -25,23 +37,25 @@ class Bench:
     """Where experiments take their settings and data from, and where they write.
 
     Attributes:
-      out: results; cells lie in `out/cells`, runs in `out/runs`.
+      out: results; runs lie in `out/runs`.
       configs: folder of the config files.
       roots: source folders by data set name; a data set without one is replaced by what needs none.
       cache_dir: of prepared records; empty takes the configs' own.
-      quick: shrink everything, so that the whole reproduction ends within an hour on two cores.
+      size: one of `SIZES`.
       options: of the experiments: lists of numbers by name.
       features: an `.npz` file that subspace methods take instead of pixels, see
         `baselines.features`; empty for pixels.
+      cells: folder of the cells; None for `out/cells`.
     """
 
     out: Path
     configs: Path
     roots: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cache_dir: str = ""
-    quick: bool = False
+    size: str = "full"
     options: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     features: str = ""
+    cells: Path | None = None
 
     def get_config(self, name: str, *variant: str) -> Any:
         """`get_config()` of a config file, or `get_config(variant)`.
@@ -60,18 +74,23 @@ class Bench:
         """The settings of a run by its config file, with source folder and cache set.
 
         Args:
-          kind: a variant of the file; with `quick`, its variant `kind_quick`, or `quick`.
+          kind: a variant of the file; at a size below the full one `kind_size`, or `size`.
         """
-        config = self.get_config(name, "_".join(filter(None, [kind, "quick" * self.quick])))
+        variant = [kind, self.sized(quick="quick", night="night", full="")]
+        config = self.get_config(name, "_".join(filter(None, variant)))
         assert isinstance(config, Config)
         config.data.root = self.roots.get(name, "")
         config.data.cache_dir = self.cache_dir or config.data.cache_dir
         config.train.compilation_cache_dir = str(self.out / "compiled")
         return config
 
-    def option(self, name: str, *, full: Sequence[int], quick: Sequence[int]) -> list[int]:
+    def sized(self, *, quick: T, night: T, full: T) -> T:
+        """The one of this size."""
+        return {"quick": quick, "night": night, "full": full}[self.size]
+
+    def option(self, name: str, default: Sequence[int]) -> list[int]:
         """A list of numbers given on the command line, or the default."""
-        return list(self.options.get(name) or (quick if self.quick else full))
+        return list(self.options.get(name) or default)
 
     def kept(self, cell: Cell) -> Values | None:
         """What was computed of a cell; None where nothing was yet."""
@@ -90,15 +109,31 @@ class Bench:
             if not path.exists():
                 print(f"{cell.name} ...", file=sys.stderr, flush=True)
                 start, busy = time.monotonic(), time.process_time()
-                values = cell.compute()
+                made = {"size": self.size, "settings": digest(cell.settings), **provenance()}
+                values = {"cell": cell.name, "made": made, **cell.compute()}
                 values["seconds"] = round(time.monotonic() - start, 1)
                 values["cpu_seconds"] = round(time.process_time() - busy, 1)
                 write_text(path, json.dumps(values) + "\n")
                 print(f"{cell.name}: {values['seconds']} s", file=sys.stderr, flush=True)
         return True
 
+    def missing(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those that nobody has computed yet."""
+        return [cell for cell in cells if not self._path(cell).exists()]
+
+    def of_other_settings(self, cells: Iterable[Cell]) -> int:
+        """How many kept cells bear the name of one of these and were made otherwise."""
+        ours = {cell.name: self._path(cell) for cell in cells}
+        kept = self.folder.glob("*.json")
+        return sum(ours.get(path.stem.rpartition("-")[0], path) != path for path in kept)
+
+    @property
+    def folder(self) -> Path:
+        """Of the cells."""
+        return self.cells or self.out / "cells"
+
     def _path(self, cell: Cell) -> Path:
-        return self.out / "cells" / f"{cell.name}-{digest(cell.settings)}.json"
+        return self.folder / f"{cell.name}-{digest(cell.settings)}.json"
 
 
 @dataclass(frozen=True)
@@ -127,3 +162,31 @@ def identity(config: Config) -> dict[str, Any]:
         for name in names:
             del values[section][name]
     return values
+
+
+def provenance() -> dict[str, str]:
+    """When, by which code and on what something is computed; names no folder and no machine."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"at": now, "code": _code(), "hardware": hardware()}
+
+
+def hardware() -> str:
+    """One line: what figures are computed on."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    name = f"{os.cpu_count()} cores, {platform.machine()}" if kind == "cpu" else kind
+    return f"{len(devices)} x {kind} ({name}), jax {jax.__version__}"
+
+
+@functools.cache
+def _code() -> str:
+    """The package's version, and the commit in a checkout."""
+    version, root = jax_noisy_anogan.__version__, Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return version
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version} at {done.stdout.strip()}"

@@ -42,7 +42,7 @@ def results(bench: Bench) -> list[Result]:
             "Figure 1: noisy samples inside MNIST, by score",
             ["digit", "kind", "image", "L'"],
             rows,
-            story(bench, listed, note, runs.settings_line(mnist_table.base_config(bench))),
+            story(bench, listed, note, runs.settings_line(runs.mnist_config(bench))),
             pictures.rows_of_images(strips, labels) if strips else None,
         )
     ]
@@ -73,9 +73,9 @@ def _cell(bench: Bench, digit: int) -> Cell:
 
 
 def _digits(bench: Bench) -> list[int]:
-    return bench.option("digits", full=range(10), quick=[0, 4, 8])
+    return bench.option("digits", bench.sized(quick=[0, 4, 8], night=range(10), full=range(10)))
 
 
 def _count(bench: Bench) -> int:
     """How many images of each digit are searched; 0 for all."""
-    return 200 if bench.quick else 0
+    return bench.sized(quick=200, night=1_000, full=0)

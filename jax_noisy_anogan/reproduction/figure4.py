@@ -56,7 +56,7 @@ def results(bench: Bench) -> list[Result]:
                 listed,
                 "held-out images; the networks of Table `mnist`: 10 % of every other digit is "
                 "known abnormal",
-                runs.settings_line(mnist_table.base_config(bench)),
+                runs.settings_line(runs.mnist_config(bench)),
             ),
             pictures.rows_of_images(strips, labels) if strips else None,
         )

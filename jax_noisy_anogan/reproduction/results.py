@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import platform
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -60,11 +57,10 @@ class Result:
         print(text, flush=True)
 
     def markdown(self) -> str:
-        """The table as Markdown, with hardware in the last note."""
+        """The table as Markdown."""
         lines = [f"## {self.title}", "", _line(self.columns), _line(["---"] * len(self.columns))]
         lines += [_line([_shown(value) for value in row]) for row in self.rows]
-        notes = [*self.notes, hardware()]
-        return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
 
     def _drawn(self) -> Figure:
         cells = [[textwrap.fill(_shown(value), 30) for value in row] for row in self.rows]
@@ -81,9 +77,16 @@ class Result:
 
 
 def story(bench: Bench, cells: Sequence[Cell], *settings: str) -> list[str]:
-    """Notes below a table: its settings, its size, its time, and what is missing of it."""
+    """Notes below a table: settings, size, time, code and hardware, and what is missing of it."""
     found = [values for cell in cells if (values := bench.kept(cell)) is not None]
-    size = "shrunk by --quick: figures of the full size would differ" if bench.quick else ""
+    size = bench.sized(
+        quick="shrunk by --quick: figures of the full size would differ",
+        night="size night: figures of the full size would differ",
+        full="",
+    )
+    made = [values["made"] for values in found if "made" in values]
+    # Cells that are kept for long may be of several commits and machines: all are named.
+    by = "; ".join(sorted({f"{m['code']} on {m['hardware']}" for m in made}))
     gaps = len(cells) - len(found)
     missing = f"{gaps} of {len(cells)} cells are not computed yet: their places are empty or means"
     return [
@@ -92,6 +95,7 @@ def story(bench: Bench, cells: Sequence[Cell], *settings: str) -> list[str]:
         *([f"{missing} over fewer; the same command goes on"] if gaps else []),
         f"{_total(found, 'seconds')} s in {len(found)} cells; {_total(found, 'cpu_seconds')} s of "
         "CPU time",
+        *([f"computed by version {by}; the last at {max(m['at'] for m in made)}"] if made else []),
     ]
 
 
@@ -99,14 +103,6 @@ def found_in(bench: Bench, cells: Iterable[Cell], figure: Callable[[Values], Any
     """`figure` of those of the cells that are computed."""
     values = (bench.kept(cell) for cell in cells)
     return [figure(value) for value in values if value is not None]
-
-
-def hardware() -> str:
-    """One line: what the figures were computed on."""
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    name = f"{os.cpu_count()} cores, {platform.machine()}" if kind == "cpu" else kind
-    return f"{len(devices)} x {kind} ({name}), jax {jax.__version__}"
 
 
 def mean(values: Sequence[float]) -> float:

@@ -4,20 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.reproduction.cells import Bench, Cell
 from jax_noisy_anogan.runtime import parallel
+from jax_noisy_anogan.training.estimate import in_words
 
 _PAUSE_S = 1.0
+# Of one cell on one x86-64 core, by size and kind: for as long as no cell of the kind is kept. What
+# they rest on is in docs/reproduction.md.
+_SECONDS: dict[str, dict[str, float]] = {
+    "night": {
+        "table1 mnist": 20,
+        "table1 caltech256": 60,
+        "table1 ir_mnist": 60,
+        "figure3": 80,
+        "figure6 tiled": 480,
+        "figure6 whole": 560,
+        "mnist": 340,
+        "mnist competitors": 110,
+        "figure1": 45,
+        "figure4": 25,
+        "figure5": 25,
+        "sad": 180,
+        "sad competitors": 55,
+        "caltech trans": 290,
+        "caltech held": 290,
+        "caltech trans competitors": 200,
+        "caltech held competitors": 200,
+        "caltech trans features": 100,
+        "caltech held features": 100,
+    },
+}
 
 
 class UnfinishedError(UserError, RuntimeError):
@@ -32,7 +60,7 @@ class CellsFailedError(UserError, RuntimeError):
     exit_code = 1
 
 
-def compute(bench: Bench, cells: Sequence[Cell]) -> None:
+def compute(bench: Bench, cells: Sequence[Cell], processes: int = 1) -> None:
     """Compute all cells that are missing, each in one process; wait for those of the others.
 
     A cell that raises is reported and left out, so that it costs no other one.
@@ -52,8 +80,11 @@ def compute(bench: Bench, cells: Sequence[Cell]) -> None:
                 busy.append(cell)
             else:
                 try:
+                    new = bench.missing([cell])
                     if not bench.compute(cell):
                         busy.append(cell)
+                    elif new:
+                        print(outlook(bench, cells, processes), file=sys.stderr, flush=True)
                 except Exception as error:
                     if getattr(error, "exit_code", 0) == UnfinishedError.exit_code:
                         raise
@@ -65,6 +96,29 @@ def compute(bench: Bench, cells: Sequence[Cell]) -> None:
     if failed:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
         raise CellsFailedError(f"{len(failed)} cells failed, run it again to try them: {reasons}")
+
+
+def outlook(bench: Bench, cells: Sequence[Cell], processes: int) -> str:
+    """What is missing and how long it takes, by kept cells of the same kind or measured ones."""
+    missing = bench.missing(cells)
+    kept: dict[str, list[float]] = {}
+    for cell in cells:
+        if (values := bench.kept(cell)) is not None:
+            kept.setdefault(_kind(cell), []).append(values["seconds"])
+    known = dict(_SECONDS.get(bench.size, {}))
+    known |= {kind: sum(seconds) / len(seconds) for kind, seconds in kept.items()}
+    counts = Counter(map(_kind, missing))
+    unknown = sum(count for kind, count in counts.items() if kind not in known)
+    left = sum(count * known.get(kind, 0.0) for kind, count in counts.items()) / processes
+    text = [f"{len(missing)} of {len(cells)} cells to compute"]
+    if left:
+        text.append(f"about {in_words(left)} in {processes} process" + "es" * (processes > 1))
+    return ", ".join([*text, *([f"{unknown} of unknown length"] if unknown else [])])
+
+
+def _kind(cell: Cell) -> str:
+    """Its name without numbers: cells of one kind take about as long as each other."""
+    return " ".join(re.findall(r"[a-z][a-z_]*[0-9]*", cell.name))
 
 
 @contextlib.contextmanager

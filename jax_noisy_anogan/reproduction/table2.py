@@ -117,7 +117,7 @@ def results(bench: Bench) -> list[Result]:
                 runs.settings_line(config),
                 f"subspace methods on {bench.features or 'flattened pixels'}, and in the rows "
                 f"`{ON_FEATURES}` on f(x) of Eq. 3 by the trained AnoGAN"
-                + (f"; their settings: {_QUICK_SUBSPACE}" if bench.quick else ""),
+                + bench.sized(quick=f"; their settings: {_QUICK_SUBSPACE}", night="", full=""),
                 f"ALOCC: D(R(x)); {_alocc(bench)}; {_alocc_updates(bench)}",
             ),
             lines_figure(curves, x="normal categories", y="AUROC", title="Caltech-256, held out"),
@@ -214,7 +214,8 @@ def _on_features(bench: Bench, count: int, protocol: str, repeat: int) -> Cell:
 
 
 def _subspace_settings(bench: Bench) -> dict[str, dict[str, Any]]:
-    return {name: _QUICK_SUBSPACE.get(name, {}) if bench.quick else {} for name in SUBSPACE}
+    settings = bench.sized(quick=_QUICK_SUBSPACE, night={}, full={})
+    return {name: settings.get(name, {}) for name in SUBSPACE}
 
 
 def _subspace_scores(bench: Bench, rows: Rows) -> dict[str, Any]:
@@ -295,7 +296,7 @@ def _printed(count: int, metric: str) -> list[list[Any]]:
 
 
 def _alocc(bench: Bench) -> alocc.Settings:
-    return alocc.QUICK if bench.quick else alocc.Settings()
+    return bench.sized(quick=alocc.QUICK, night=alocc.Settings(), full=alocc.Settings())
 
 
 def _alocc_updates(bench: Bench) -> str:
@@ -317,7 +318,7 @@ def _alocc_updates(bench: Bench) -> str:
 
 
 def _repeats(bench: Bench) -> list[int]:
-    return bench.option("seeds", full=[0, 1, 2], quick=[0, 1])
+    return bench.option("seeds", bench.sized(quick=[0, 1], night=[0, 1, 2], full=[0, 1, 2]))
 
 
 def _text(count: int, protocol: str, repeat: int) -> str:
