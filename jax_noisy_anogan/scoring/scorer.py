@@ -36,6 +36,7 @@ from jax_noisy_anogan.model import (
 from jax_noisy_anogan.networks import NetworkParams, Networks
 from jax_noisy_anogan.networks.pixels import PAPER_SCALE, to_byte_images, to_float_images
 from jax_noisy_anogan.runtime import parallel
+from jax_noisy_anogan.scoring.components import unusual
 from jax_noisy_anogan.scoring.maps import (
     MapCalibration,
     attribution,
@@ -47,6 +48,10 @@ from jax_noisy_anogan.scoring.tiles import blend_tiles, cut_tiles, tile_position
 
 # The largest value of the map of G or D, and those of the memory: they need statistics of maps.
 LOCAL, MEMORY, MEMORY_SUM = "local", "memory", "memory_sum"
+# The largest value of what the memory's principal components leave.
+COMPONENTS = "components"
+# The terms of a memory.
+REMEMBERED = (MEMORY, MEMORY_SUM, COMPONENTS)
 
 Image = UInt8[np.ndarray, "height width channels"]
 
@@ -84,7 +89,12 @@ def _alike_at_every_place(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def all_terms(score: ScoreConfig) -> tuple[str, ...]:
     """The names of all raw terms of a run."""
-    return (*TERMS, LOCAL, MEMORY, MEMORY_SUM) if score.memory else (*TERMS, LOCAL)
+    return (*TERMS, LOCAL, *REMEMBERED) if score.memory else (*TERMS, LOCAL)
+
+
+def measured_terms(score: ScoreConfig) -> tuple[str, ...]:
+    """The names of those that need no statistics of validation images."""
+    return (*TERMS, COMPONENTS) if score.memory else TERMS
 
 
 def heat_term(score: ScoreConfig) -> str:
@@ -99,7 +109,7 @@ def trusted_terms(score: ScoreConfig) -> tuple[str, ...]:
     with networks that were hardly trained: mean of all terms 0.680 and 0.592, of `local` and
     `memory` 0.692 and 0.618, `memory` 0.722 and 0.622 (magnetic tiles and commutators).
     """
-    return (MEMORY,) if score.memory else ()
+    return (MEMORY, COMPONENTS) if score.memory else ()
 
 
 def learned_term(loss: LossConfig) -> str:
@@ -111,9 +121,9 @@ class ImageResult(NamedTuple):
     """What the search found for one image.
 
     Attributes:
-      terms: by the names of `TERMS`: L' of Eq. 24 (`score`), L_R of Eq. 2, L_D of Eq. 3, L'_An of
-        Eq. 25, and -logit of D(x) (mean over flips with `score.average_flips`). Of a tiled image
-        the largest over its tiles.
+      terms: by the names of `measured_terms`: L' of Eq. 24 (`score`), L_R of Eq. 2, L_D of Eq. 3,
+        L'_An of Eq. 25, -logit of D(x) (mean over flips with `score.average_flips`), and with a
+        memory what its components leave. Of a tiled image the largest over its tiles.
       reconstruction: G(z_hat), blended from tiles where there are several.
       difference: |x - G(z_hat)|, averaged over channels.
       attribution: see `maps.attribution`; None unless `score.map` asks for it.
@@ -256,7 +266,7 @@ class Scorer:
         positions = self.positions(*shape)
         whole = blend_tiles(reconstruction.astype(np.float32), positions, shape)
         return ImageResult(
-            {name: float(terms[name].max()) for name in TERMS},
+            {name: float(terms[name].max()) for name in measured_terms(self.config.score)},
             np.clip(np.rint(whole), 0, 255).astype(np.uint8),
             **{name: blend_tiles(tiles, positions, shape) for name, tiles in maps.items()},
         )
@@ -390,6 +400,8 @@ def make_measure(
         if memory is not None:
             own = used(memory, patch_features(images, features))
             maps["distance"] = distance_map(memory, own, images.shape[1])
+            assert memory.components is not None
+            terms[COMPONENTS] = unusual(memory.components, images).max(axis=(1, 2))
         return reconstruction, maps, terms
 
     return _alike_at_every_place(measure_images)
