@@ -105,9 +105,9 @@ def heat_term(score: ScoreConfig) -> str:
 def trusted_terms(score: ScoreConfig, *, tiled: bool) -> tuple[str, ...]:
     """Those that decide where no defect is known; empty means all.
 
-    Where there is a memory it decides alone. AUROC of validation normals against simulated defects,
-    with networks that were hardly trained: mean of all terms 0.680 and 0.592, of `local` and
-    `memory` 0.692 and 0.618, `memory` 0.722 and 0.622 (magnetic tiles and commutators).
+    No term of G or D joins those of a memory. AUROC of validation normals against simulated
+    defects, with networks that were hardly trained: mean of all terms 0.680 and 0.592, of `local`
+    and `memory` 0.692 and 0.618, `memory` 0.722 and 0.622 (magnetic tiles and commutators).
 
     Patches and components err on different images. The same AUROC over two splits of magnetic tiles
     and three of commutators: patches 0.688, components 0.661, both 0.710, and more than either on
