@@ -53,6 +53,28 @@ class Fault(NamedTuple):
 
 
 FAULTS = (
+    # --- Memory of normal images -----------------------------------------------------------------
+    Fault(
+        "Principal components: the mean image is not taken away",
+        "scoring/components.py",
+        "apart = flat - jnp.broadcast_to(centre, flat.shape)",
+        "apart = flat",
+        "test_components.py -k deviations",
+    ),
+    Fault(
+        "Principal components: what is usual is measured on the images they were fitted to",
+        "scoring/components.py",
+        "_left(*_axes(x[rest], seed), jnp.asarray(x[fold]))",
+        "_left(*_axes(x, seed), jnp.asarray(x[fold]))",
+        "test_components.py -k deviations",
+    ),
+    Fault(
+        "Without a known defect, tiles from anywhere are judged by their components too",
+        "scoring/scorer.py",
+        "return (MEMORY,) if tiled else (MEMORY, COMPONENTS)",
+        "return (MEMORY, COMPONENTS)",
+        "test_scoring.py -k trusted",
+    ),
     # --- Competitors and reproduction tables -----------------------------------------------------
     Fault(
         "ALOCC is trained on test images",

@@ -576,8 +576,8 @@ class ScoreConfig:
     )
     memory: bool = setting(
         False,
-        "whether a memory of patches of normal training images is kept and compared with: gives "
-        "the terms `memory` and `memory_sum`",
+        "whether a memory of patches of normal training images, and of their principal components, "
+        "is kept and compared with: gives the terms `memory`, `memory_sum` and `components`",
     )
     average_flips: bool = setting(
         False,

@@ -17,7 +17,7 @@ from jax_noisy_anogan import export
 from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.model import DiscriminatorStatistics, Model
 from jax_noisy_anogan.runtime import parallel
-from jax_noisy_anogan.scoring import artefact
+from jax_noisy_anogan.scoring import artefact, components
 from jax_noisy_anogan.scoring import memory as memory_lib
 from jax_noisy_anogan.scoring.calibration import CALIBRATED, Calibration, Thresholds
 from jax_noisy_anogan.scoring.detector import Detection, Detector
@@ -90,9 +90,9 @@ def a_detector(*, channels: int, tiled: bool) -> Detector:
     names = all_terms(config.score)
     calibration = Calibration(
         terms=names,
-        mean=(3.0, 2.5, 1.0, 0.5, 0.1, 2.0, 1.5, 0.2),
-        std=(0.5, 0.3, 0.2, 0.1, 0.6, 0.7, 0.8, 0.4),
-        weights=(0.2, 0.4, 0.1, 0.05, 0.7, 0.3, 0.25, 0.15),
+        mean=(3.0, 2.5, 1.0, 0.5, 0.1, 2.0, 1.5, 0.2, 1.2),
+        std=(0.5, 0.3, 0.2, 0.1, 0.6, 0.7, 0.8, 0.4, 0.9),
+        weights=(0.2, 0.4, 0.1, 0.05, 0.7, 0.3, 0.25, 0.15, 0.35),
         intercept=-1.5,
         scale=0.8,
         thresholds={name: Thresholds(2.0, 2.0, None, None) for name in (*names, CALIBRATED)},
@@ -115,7 +115,8 @@ def a_memory(scorer: Scorer, *, aligned: bool) -> memory_lib.Memory:
     memory = memory_lib.build(features, size=20, blocks=2 if aligned else 1)
     pixels = (scorer.tile, scorer.tile) if aligned else ()
     usual = MapCalibration(jnp.full(pixels, 0.3), jnp.full(pixels, 0.2))
-    return memory._replace(usual=usual)
+    fitted = components.fit(tiles, per_pixel=aligned)
+    return memory._replace(usual=usual, components=fitted)
 
 
 @pytest.fixture(scope="module")

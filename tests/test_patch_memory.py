@@ -9,6 +9,7 @@ import pytest
 from jax_noisy_anogan.data.preprocess import local_contrast
 from jax_noisy_anogan.scoring import memory as memory_lib
 from jax_noisy_anogan.scoring.calibration import CalibrationError
+from jax_noisy_anogan.scoring.components import Components
 from jax_noisy_anogan.scoring.maps import MapCalibration
 from jax_noisy_anogan.scoring.memory import Memory, build, distance_map, distances, joined
 
@@ -24,6 +25,9 @@ def _features(count, seed=0, places=PLACES):
 
 
 NORMAL, SHOWN = _features(6), _features(5, seed=1)
+COMPONENTS = Components(
+    jnp.zeros(16), jnp.ones((2, 16)), MapCalibration(jnp.zeros((4, 4)), jnp.ones((4, 4)))
+)
 
 
 def _brute_force(normal, shown, margin=None, blocks=1):
@@ -167,7 +171,7 @@ def test_scoring_is_exported_with_its_features_for_any_batch_size():
 
 def test_a_memory_comes_back_from_its_file_bit_for_bit(tmp_path):
     usual = MapCalibration(jnp.ones((4, 4)), jnp.full((4, 4), 0.5))
-    memory = build(NORMAL, size=5, blocks=2)._replace(usual=usual)
+    memory = build(NORMAL, size=5, blocks=2)._replace(usual=usual, components=COMPONENTS)
     memory_lib.save(tmp_path / "memory.npz", memory)
     loaded = memory_lib.load(tmp_path / "memory.npz")
     assert isinstance(loaded, Memory)
@@ -188,6 +192,13 @@ def test_a_memory_comes_back_from_its_file_bit_for_bit(tmp_path):
         ({"scale": np.zeros(3, np.float32)}, "not positive"),
         ({"mean": np.zeros((4, 4), np.float32)}, "do not fit"),
         ({"std": np.zeros((), np.float32)}, "not positive"),
+        ({"axes": None}, "written by a version without principal components"),
+        ({"centre": None}, "centre"),
+        ({"centre": np.zeros(5, np.float32)}, "do not fit"),
+        ({"axes": np.zeros(4, np.float32)}, "do not fit"),
+        ({"left_std": np.zeros((), np.float32)}, "not positive"),
+        ({"left_mean": np.zeros((2, 2), np.float32)}, "do not fit"),
+        ({"axes": np.full((2, 4), np.inf, np.float32)}, "finite"),
         ({"patches": np.array([None])}, "pickle|Object"),
     ],
 )
@@ -197,6 +208,10 @@ def test_a_file_that_is_no_memory_is_refused_in_one_line(tmp_path, wrong, compla
         "scale": np.ones(3, np.float32),
         "mean": np.zeros((), np.float32),
         "std": np.ones((), np.float32),
+        "centre": np.zeros(4, np.float32),
+        "axes": np.ones((2, 4), np.float32),
+        "left_mean": np.zeros((), np.float32),
+        "left_std": np.ones((), np.float32),
         **wrong,
     }
     path = tmp_path / "memory.npz"
@@ -208,7 +223,8 @@ def test_a_file_that_is_no_memory_is_refused_in_one_line(tmp_path, wrong, compla
 
 
 def test_a_file_that_would_unpack_to_too_much_is_refused_unread(tmp_path, monkeypatch):
-    memory_lib.save(tmp_path / "memory.npz", build(NORMAL, size=5))
+    memory = build(NORMAL, size=5)._replace(components=COMPONENTS)
+    memory_lib.save(tmp_path / "memory.npz", memory)
     monkeypatch.setattr(memory_lib, "_LARGEST_BYTES", 100)
     with pytest.raises(CalibrationError, match="at most 100 are read"):
         memory_lib.load(tmp_path / "memory.npz")

@@ -17,9 +17,11 @@ from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan import experiment
 from jax_noisy_anogan.config import ConfigError, DataConfig, GrowthConfig, ScoreConfig, SearchConfig
 from jax_noisy_anogan.data.dataset import load_dataset
+from jax_noisy_anogan.data.preprocess import local_contrast
 from jax_noisy_anogan.data.split_file import read
 from jax_noisy_anogan.scoring import memory as memory_lib
 from jax_noisy_anogan.scoring.artefact import make_detect
+from jax_noisy_anogan.scoring.calibration import Calibration
 
 SIDE = 32
 
@@ -102,6 +104,26 @@ def test_patches_come_from_training_images_and_statistics_from_validation_normal
     maps = np.asarray(memory_lib.distance_map(memory, jax.numpy.asarray(normal), SIDE))
     maps = ndimage.gaussian_filter(maps, (0, 1, 1))
     np.testing.assert_allclose(memory.usual.mean, maps.mean(axis=0), rtol=1e-3)
+
+
+def test_components_are_those_of_training_images_and_share_the_decision(run):
+    config, folder, _ = run
+    memory = memory_lib.load(folder / "memory.npz")
+    dataset = load_dataset(config.data, resolution=SIDE, progress=False)
+    split = read(folder / "split.json", dataset)
+    images = dataset.images(split.train_normal, SIDE)
+    contrast = np.stack([local_contrast(image, 1 / 8) for image in images]).astype(float)
+    rows = ((contrast - 128) / 127).reshape(len(images), -1)
+    np.testing.assert_allclose(memory.components.centre, rows.mean(axis=0), atol=1e-5)
+    # As many axes as the images span: nothing is left of them.
+    apart = rows - rows.mean(axis=0)
+    assert memory.components.axes.shape[0] == len(images) - 1
+    left = apart - apart @ memory.components.axes.T @ memory.components.axes
+    np.testing.assert_allclose(left, 0.0, atol=1e-2)
+    calibration = Calibration.load(folder / "calibration.json")
+    share = dict(zip(calibration.terms, calibration.weights, strict=True))
+    assert share.pop("memory") == share.pop("components") > 0
+    assert not any(share.values())
 
 
 def test_detector_and_export_say_what_the_evaluation_says(run):

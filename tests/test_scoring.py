@@ -23,7 +23,7 @@ from jax_noisy_anogan.model import DiscriminatorStatistics, Model, normality_of
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.runtime.parallel import make_mesh
 from jax_noisy_anogan.scoring.maps import attribution
-from jax_noisy_anogan.scoring.scorer import TERMS, Scorer, learned_term
+from jax_noisy_anogan.scoring.scorer import TERMS, Scorer, learned_term, trusted_terms
 from jax_noisy_anogan.training.state import load_model
 
 SIDE, LATENT, STEPS, BATCH = 8, 8, 4, 8
@@ -397,6 +397,12 @@ def test_a_bank_of_drawn_images_is_where_a_search_begins(model):
     again = Scorer(scorer.model, config, make_mesh(jax.devices()[:1]))
     assert again.model.bank is scorer.model.bank
     assert Scorer(scorer.model, CONFIG, make_mesh(jax.devices()[:1])).model.bank is None
+
+
+def test_components_are_trusted_where_places_mean_something():
+    assert trusted_terms(ScoreConfig(memory=True), tiled=False) == ("memory", "components")
+    assert trusted_terms(ScoreConfig(memory=True), tiled=True) == ("memory",)
+    assert trusted_terms(ScoreConfig(), tiled=False) == ()
 
 
 def test_the_run_s_compilation_cache_is_used_by_scoring_even_after_other_programs(

@@ -6,9 +6,10 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from jax_noisy_anogan.baselines import yardsticks
-from jax_noisy_anogan.baselines.yardsticks import KNOWN_DEFECTS, UNSUPERVISED, folds
+from jax_noisy_anogan.baselines.yardsticks import KNOWN_DEFECTS, UNSUPERVISED
 from jax_noisy_anogan.data.preprocess import local_contrast
 from jax_noisy_anogan.errors import DataError
+from jax_noisy_anogan.scoring.components import folds
 
 SIDE = 32
 ALL = UNSUPERVISED | KNOWN_DEFECTS

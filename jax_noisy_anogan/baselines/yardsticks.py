@@ -7,39 +7,30 @@ Higher is more outlying. None of them looks at a test image before it scores it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
-from sklearn.decomposition import PCA
+from jaxtyping import Array, Bool, Float, UInt8
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from jax_noisy_anogan.data import near_duplicates
-from jax_noisy_anogan.data.preprocess import local_contrast
 from jax_noisy_anogan.data.pyramid import area_average
 from jax_noisy_anogan.errors import DataError
-from jax_noisy_anogan.scoring import memory
-from jax_noisy_anogan.scoring.maps import (
-    calibrated_map,
-    fit_map_calibration,
-    smooth,
-)
+from jax_noisy_anogan.scoring import components, memory
+from jax_noisy_anogan.scoring.maps import smooth
 
 Images = UInt8[np.ndarray, "n side side channels"]
 Masks = Bool[np.ndarray, "m side side"]
 Maps = Float[np.ndarray, "n side side"]
 
 # Settings: cross-validated inside the training parts of magnetic tiles and commutators.
-_PCA_SIDE, _PCA_COMPONENTS, _PCA_SIGMA, _PCA_NEIGHBOURHOOD = 64, 100, 2.0, 1 / 8
 _FEATURE_SIDE, _PLACES = 128, 32
 _MEMORY_SIZE = 2_000
 _CLASSIFIER_SIGMA = 1.0
-_FOLDS = 4
 # Images whose features are computed, and places that a classifier learns from, at a time or in all.
 _CHUNK = 16
 _PLACES_PER_KIND = 20_000
@@ -92,24 +83,8 @@ def pca_residual(
     duplicates: those of the fitted images themselves are much too small.
     """
     _check(normal, test, abnormal, masks)
-    known = _contrast(normal)
-
-    def fitted(training: Int[np.ndarray, " a"]) -> PCA:
-        components = min(_PCA_COMPONENTS, len(training) - 1)
-        pca = PCA(components, svd_solver="randomized", random_state=seed)
-        return pca.fit(known[training].reshape(len(training), -1))
-
-    cross = (_residual(fitted(rest), known[fold]) for rest, fold in folds(normal))
-    usual = fit_map_calibration((row for rows in cross for row in rows), sigma=_PCA_SIGMA)
-    pca = fitted(np.arange(len(known)))
-    return _judged(
-        _in_chunks(
-            lambda rows: calibrated_map(
-                jnp.asarray(_residual(pca, _contrast(rows))), usual, sigma=_PCA_SIGMA
-            ),
-            test,
-        )
-    )
+    built = components.fit(normal, seed=seed)
+    return _judged(_in_chunks(lambda rows: _unusual(built, jnp.asarray(rows)), test))
 
 
 def nearest_patch(
@@ -177,42 +152,8 @@ UNSUPERVISED: dict[str, FitScore] = {
 KNOWN_DEFECTS: dict[str, FitScore] = {"known defects": known_defects}
 
 
-def folds(
-    images: Images, count: int = _FOLDS
-) -> Iterator[tuple[Int[np.ndarray, " rest"], Int[np.ndarray, " fold"]]]:
-    """Indices of all other images, and of a fold of them; near duplicates share a fold.
-
-    In two pictures of the same part what one of them taught is no surprise in the other.
-    """
-    small = near_duplicates.unit_rows(area_average(images, min(32, images.shape[1])))
-    group = near_duplicates.groups(small, near_duplicates.SAME)
-    sizes = np.bincount(group)
-    if len(sizes) < count:  # all look alike: there is nothing to keep apart
-        group, sizes = np.arange(len(images)), np.ones(len(images), np.int64)
-    load, fold_of = np.zeros(count, np.int64), np.empty(len(sizes), np.int64)
-    for index in np.argsort(-sizes, kind="stable"):
-        fold_of[index] = np.argmin(load)
-        load[fold_of[index]] += sizes[index]
-    for fold in range(count):
-        inside = fold_of[group] == fold
-        yield np.flatnonzero(~inside), np.flatnonzero(inside)
-
-
 def _judged(maps: Maps) -> Judged:
     return Judged(maps.max(axis=(1, 2)).astype(np.float64), maps)
-
-
-def _contrast(images: Images) -> Float[np.ndarray, "n s s c"]:
-    small = area_average(images, min(_PCA_SIDE, images.shape[1]))
-    levels = np.stack([local_contrast(image, _PCA_NEIGHBOURHOOD) for image in small])
-    return (levels.astype(np.float32) - 128.0) / 127.0
-
-
-def _residual(pca: PCA, images: Float[np.ndarray, "n s s c"]) -> Maps:
-    """What the components leave of every pixel, squared, averaged over channels."""
-    flat = images.reshape(len(images), -1)
-    left = flat - pca.inverse_transform(pca.transform(flat))
-    return np.square(left).reshape(images.shape).mean(axis=-1)
 
 
 def _features(images: Images, seed: int) -> memory.HostFeatures:
@@ -228,6 +169,7 @@ def _features(images: Images, seed: int) -> memory.HostFeatures:
 
 _random_features = jax.jit(memory.random_features, static_argnames=("places", "seed"))
 _distances = jax.jit(memory.distances)
+_unusual = jax.jit(components.unusual)
 
 
 def _in_chunks(function: Callable[[Images], Array], images: Images) -> np.ndarray:
@@ -242,10 +184,10 @@ def _check(normal: Images, test: Images, abnormal: Images, masks: Masks | None) 
     shapes = {images.shape[1:] for images in (normal, test, abnormal) if len(images)}
     if len(shapes) != 1 or any(images.dtype != np.uint8 for images in (normal, test)):
         raise DataError(f"yardsticks: expected uint8 images of one shape, got {sorted(shapes)}")
-    if len(normal) < _FOLDS or not len(test):
+    if len(normal) < components.FOLDS or not len(test):
         raise DataError(
             f"yardsticks: {len(normal)} normal training and {len(test)} test images: at least "
-            f"{_FOLDS} and 1 are needed"
+            f"{components.FOLDS} and 1 are needed"
         )
     if (normal == normal[0]).all():
         raise DataError("yardsticks: all normal training images are the same")

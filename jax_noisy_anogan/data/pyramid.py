@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -17,19 +18,19 @@ def levels(resolution: int) -> tuple[int, ...]:
 
 
 def area_average(
-    images: UInt8[np.ndarray, "*batch height width channels"], resolution: int
-) -> UInt8[np.ndarray, "*batch resolution resolution channels"]:
+    images: UInt8[Any, "*batch height width channels"], resolution: int
+) -> UInt8[Any, "*batch resolution resolution channels"]:
     """Mean over square blocks of pixels, rounded once (halves upwards).
 
     Args:
-      images: 0..255, square, a multiple of `resolution` wide.
+      images: 0..255, square, a multiple of `resolution` wide; an array of NumPy or JAX.
     """
     return block_average(images, images.shape[-2] // resolution)
 
 
 def block_average(
-    images: UInt8[np.ndarray, "*batch height width channels"], factor: int
-) -> UInt8[np.ndarray, "*batch rows columns channels"]:
+    images: UInt8[Any, "*batch height width channels"], factor: int
+) -> UInt8[Any, "*batch rows columns channels"]:
     """Mean over blocks of `factor` x `factor` pixels, rounded once (halves upwards).
 
     An edge that no multiple of `factor` reaches is continued by its last pixels.

@@ -33,12 +33,12 @@ from jax_noisy_anogan.scoring.calibration import CalibrationError, Fitted
 from jax_noisy_anogan.scoring.maps import MapCalibration, MapMoments
 from jax_noisy_anogan.scoring.memory import Memory
 from jax_noisy_anogan.scoring.scorer import (
-    TERMS,
     ImageResult,
     Scorer,
     all_terms,
     learned_term,
     locate,
+    measured_terms,
     trusted_terms,
 )
 
@@ -208,7 +208,7 @@ def validate(held_out: HeldOut, line: ProgressLine) -> Validated:
         rule=config.score.threshold_rule,
         false_positive_rate=config.score.false_positive_rate,
         learned=learned_term(config.loss),
-        trusted=trusted_terms(score),
+        trusted=trusted_terms(score, tiled=held_out.dataset.is_tiled),
     )
     if memory is not None and remembered is not None:
         memory = memory._replace(usual=remembered)
@@ -319,13 +319,13 @@ class HeldOut:
         for shard in shards:
             rows = self._results.read(shard) if shard.path in there else None
             if rows is not None:
-                found: Iterable[ImageResult] = map(_result, rows)
+                found: Iterable[ImageResult] = (self._result(row) for row in rows)
             else:
                 own = self._measured(shard.indices) if shard.path in there else fresh
                 found = itertools.islice(own, len(shard.indices))
                 if self._keeps_results:
                     found = list(found)
-                    self._results.write(shard, [_row(result) for result in found])
+                    self._results.write(shard, [self._row(result) for result in found])
             for result in found:
                 yield result
                 if line is not None:
@@ -361,6 +361,16 @@ class HeldOut:
                     )
             yield result
 
+    def _row(self, result: ImageResult) -> Row:
+        terms = np.array([result.terms[name] for name in measured_terms(self.config.score)])
+        return {**result._asdict(), "terms": terms}
+
+    def _result(self, row: Row) -> ImageResult:
+        names = measured_terms(self.config.score)
+        terms = dict(zip(names, row["terms"].tolist(), strict=True))
+        maps = (row.get(name) for name in ("attribution", "dense", "distance"))
+        return ImageResult(terms, row["reconstruction"], row["difference"], *maps)
+
     @functools.cached_property
     def _searched(self) -> dict[int, Row]:
         """What was found for every held-out image, by its index into the data set.
@@ -379,17 +389,6 @@ class HeldOut:
 
 
 Row = dict[str, np.ndarray]
-
-
-def _row(result: ImageResult) -> Row:
-    terms = np.array([result.terms[name] for name in TERMS])
-    return {**result._asdict(), "terms": terms}
-
-
-def _result(row: Row) -> ImageResult:
-    terms = dict(zip(TERMS, row["terms"].tolist(), strict=True))
-    maps = (row.get(name) for name in ("attribution", "dense", "distance"))
-    return ImageResult(terms, row["reconstruction"], row["difference"], *maps)
 
 
 class Shard(NamedTuple):

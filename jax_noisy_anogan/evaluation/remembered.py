@@ -1,8 +1,9 @@
 """The memory of a run: its patches, and how images are compared with them.
 
-Patches come from normal training images. Whether D's features join the random ones, and whether a
-patch is compared with those near its place only, is decided on validation images: by how often a
-defect stands out from normal images, simulated on normal ones or known.
+Patches and principal components come from normal training images. Whether D's features join the
+random ones, and whether a patch is compared with those near its place only, is decided on
+validation images: by how often a defect stands out from normal images, simulated on normal ones or
+known.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.preprocess import pad_to_tile
@@ -23,7 +24,10 @@ from jax_noisy_anogan.data.simulated import simulate_defects
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.evaluation.metrics import image_metrics
 from jax_noisy_anogan.runtime.progress import ProgressLine
+from jax_noisy_anogan.scoring import components
 from jax_noisy_anogan.scoring import memory as memory_lib
+from jax_noisy_anogan.scoring.calibration import CalibrationError
+from jax_noisy_anogan.scoring.components import Components
 from jax_noisy_anogan.scoring.maps import Map, MapCalibration, MapMoments, calibrated_map
 from jax_noisy_anogan.scoring.memory import HostFeatures, Memory
 from jax_noisy_anogan.scoring.scorer import Scorer
@@ -35,6 +39,8 @@ _MAP_BYTES = 2**28
 # Patches, in all and per block of a memory of aligned parts.
 _SIZE, _BLOCK_SIZE = 2_000, 300
 _BLOCKS = 8
+# Images or tiles that principal components are fitted to.
+_COMPONENTS_OF = 1_000
 # Validation images, and defects that are simulated on each normal one.
 _JUDGED, _FEWEST_JUDGED, _DEFECTS = 100, 8, 3
 
@@ -50,6 +56,9 @@ def remember(
       seed: of the images that lend patches, where there are more than fit, and of the simulations.
       sigma: `score.map_sigma`.
       show: a line of progress.
+
+    Raises:
+      CalibrationError: fewer than three normal training images or tiles, or all are the same.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     features = _training_features(dataset, split, scorer, rng, show)
@@ -79,31 +88,52 @@ def remember(
         if best is None or share > best[0]:
             best = share, memory._replace(usual=moments.calibration())
     assert best is not None
-    return best[1]
+    return best[1]._replace(components=_components(dataset, split, scorer, seed))
 
 
 def _training_features(
     dataset: Dataset, split: Split, scorer: Scorer, rng: np.random.Generator, show: bool
 ) -> HostFeatures:
     """D's and random features of tiles of normal training images, chosen where all are too many."""
+    first = dataset.source(dataset.resolution)[int(split.train_normal[0])]
+    (example,) = scorer.features(scorer.cut(first)[:1])
+    most = max(_FEATURE_BYTES // example.nbytes, 1)
+    owners, tiles = _training_tiles(dataset, split, scorer, rng, most)
+    with ProgressLine("memory", total=len(owners), unit="tiles", show=show) as line:
+        found = np.empty((len(owners), *example.shape), np.float32)
+        for row, features in enumerate(scorer.features(tiles)):
+            found[row] = features
+            line.advance(1)
+    return found
+
+
+def _components(dataset: Dataset, split: Split, scorer: Scorer, seed: int) -> Components:
+    """Those of whole normal training images, or of tiles of them."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    owners, tiles = _training_tiles(dataset, split, scorer, rng, _COMPONENTS_OF)
+    shown = np.stack(list(tiles))
+    try:
+        return components.fit(shown, per_pixel=not dataset.is_tiled, groups=owners, seed=seed)
+    except ValueError as error:
+        raise CalibrationError(f"normal training images: {error}") from error
+
+
+def _training_tiles(
+    dataset: Dataset, split: Split, scorer: Scorer, rng: np.random.Generator, most: int
+) -> tuple[Int[np.ndarray, " n"], Iterator[Image]]:
+    """At most so many tiles of normal training images, and which image each was cut from."""
     normal, source = split.train_normal, dataset.source(dataset.resolution)
     ends = np.cumsum([len(scorer.positions(*dataset.shape(int(index)))) for index in normal])
-    (example,) = scorer.features(scorer.cut(source[int(normal[0])])[:1])
-    count = min(int(ends[-1]), max(_FEATURE_BYTES // example.nbytes, 1))
+    count = min(int(ends[-1]), most)
     chosen = np.sort(rng.choice(int(ends[-1]), count, replace=False))
+    owners = np.searchsorted(ends, chosen, side="right")
 
     def tiles() -> Iterator[Image]:
-        owners = np.searchsorted(ends, chosen, side="right")
         for owner in np.unique(owners):
             cut = scorer.cut(source[int(normal[owner])])
             yield from cut[chosen[owners == owner] - (ends[owner] - len(cut))]
 
-    with ProgressLine("memory", total=count, unit="tiles", show=show) as line:
-        found = np.empty((count, *example.shape), np.float32)
-        for row, features in enumerate(scorer.features(tiles())):
-            found[row] = features
-            line.advance(1)
-    return found
+    return owners, tiles()
 
 
 def _candidates(features: HostFeatures, *, aligned: bool) -> Iterator[Memory]:

@@ -26,6 +26,7 @@ from jax_noisy_anogan.config import ScoreConfig
 from jax_noisy_anogan.data.preprocess import local_contrast
 from jax_noisy_anogan.runtime.files import UNREADABLE, save_npz
 from jax_noisy_anogan.scoring.calibration import CalibrationError
+from jax_noisy_anogan.scoring.components import Components
 from jax_noisy_anogan.scoring.maps import MapCalibration
 
 Features = Float[Array, "batch rows columns features"]
@@ -38,6 +39,8 @@ _LARGEST_BYTES = 2**31
 _KERNELS, _KERNEL_SIDE, _SCALES = 12, 5, 3
 RANDOM_FEATURES = _KERNELS * _SCALES
 _PLACES = 32
+# In the file.
+_NAMES = ("patches", "scale", "mean", "std", "centre", "axes", "left_mean", "left_std")
 
 
 class Memory(NamedTuple):
@@ -49,11 +52,13 @@ class Memory(NamedTuple):
       scale: what every feature is divided by.
       usual: mean and deviation of the smoothed distances of normal images that lent it no patch,
         per pixel or `[]`.
+      components: of whole normal images, or of whole tiles; None until they are fitted.
     """
 
     patches: Float[Array, "blocks blocks size features"]
     scale: Float[Array, " features"]
     usual: MapCalibration
+    components: Components | None = None
 
     @property
     def learned(self) -> bool:
@@ -249,9 +254,12 @@ def distance_map(memory: Memory, features: Features, side: int) -> Float[Array, 
 
 
 def save(path: Path, memory: Memory) -> None:
-    """Write as `.npz`."""
-    arrays = {"patches": memory.patches, "scale": memory.scale, **memory.usual._asdict()}
-    save_npz(path, **{name: np.asarray(array, np.float32) for name, array in arrays.items()})
+    """Write as `.npz`; the components have been fitted."""
+    assert memory.components is not None
+    centre, axes, left = memory.components
+    arrays = (memory.patches, memory.scale, *memory.usual, centre, axes, *left)
+    named = zip(_NAMES, arrays, strict=True)
+    save_npz(path, **{name: np.asarray(array, np.float32) for name, array in named})
 
 
 def load(path: Path) -> Memory:
@@ -266,15 +274,18 @@ def load(path: Path) -> Memory:
         if content > _LARGEST_BYTES:
             raise ValueError(f"{content} bytes, at most {_LARGEST_BYTES} are read")
         with np.load(path, allow_pickle=False) as values:
-            arrays = [values[name] for name in ("patches", "scale", "mean", "std")]
+            if "scale" in values and "axes" not in values:
+                raise ValueError("it was written by a version without principal components")
+            arrays = [values[name] for name in _NAMES]
         _check(*arrays)
     except (*UNREADABLE, KeyError, MemoryError) as error:
         raise CalibrationError(
             f"{path} is no memory that can be read ({error}): run "
             f"`python -m jax_noisy_anogan.evaluate --workdir {path.parent}` again"
         ) from error
-    patches, scale, mean, std = arrays
-    return Memory(patches, scale, MapCalibration(mean, std))
+    patches, scale, mean, std, centre, axes, *left = arrays
+    components = Components(centre, axes, MapCalibration(*left))
+    return Memory(patches, scale, MapCalibration(mean, std), components)
 
 
 def of_run(folder: Path, score: ScoreConfig) -> Memory | None:
@@ -282,13 +293,15 @@ def of_run(folder: Path, score: ScoreConfig) -> Memory | None:
     return load(folder / "memory.npz") if score.memory else None
 
 
-def _check(patches: np.ndarray, scale: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
-    arrays = (patches, scale, mean, std)
+def _check(*arrays: np.ndarray) -> None:
+    patches, scale, mean, std, centre, axes, left, spread = arrays
     if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in arrays):
         raise ValueError("expected finite float32 arrays")
     if patches.ndim != 4 or patches.shape[0] != patches.shape[1] or 0 in patches.shape:
         raise ValueError(f"patches of shape {patches.shape}")
-    if scale.shape != patches.shape[-1:] or mean.shape != std.shape or mean.ndim not in (0, 2):
+    statistics = ((mean, std), (left, spread))
+    fits = scale.shape == patches.shape[-1:] and axes.ndim == 2 and centre.shape == axes.shape[1:]
+    if not fits or any(m.shape != s.shape or m.ndim not in (0, 2) for m, s in statistics):
         raise ValueError(f"shapes {[array.shape for array in arrays]} that do not fit")
-    if not ((scale > 0).all() and (std > 0).all()):
+    if not all((array > 0).all() for array in (scale, std, spread)):
         raise ValueError("a scale or deviation that is not positive")

@@ -38,6 +38,7 @@ from jax_noisy_anogan.model import (
 from jax_noisy_anogan.networks import NetworkParams, Networks
 from jax_noisy_anogan.networks.pixels import PAPER_SCALE, to_byte_images, to_float_images
 from jax_noisy_anogan.runtime import parallel
+from jax_noisy_anogan.scoring.components import unusual
 from jax_noisy_anogan.scoring.maps import (
     MapCalibration,
     attribution,
@@ -49,6 +50,10 @@ from jax_noisy_anogan.scoring.tiles import blend_tiles, cut_tiles, tile_position
 
 # The largest value of the map of G or D, and those of the memory: they need statistics of maps.
 LOCAL, MEMORY, MEMORY_SUM = "local", "memory", "memory_sum"
+# The largest value of what the memory's principal components leave.
+COMPONENTS = "components"
+# The terms of a memory.
+REMEMBERED = (MEMORY, MEMORY_SUM, COMPONENTS)
 
 Image = UInt8[np.ndarray, "height width channels"]
 
@@ -92,7 +97,12 @@ def searched_tiles(config: Config) -> int:
 
 def all_terms(score: ScoreConfig) -> tuple[str, ...]:
     """The names of all raw terms of a run."""
-    return (*TERMS, LOCAL, MEMORY, MEMORY_SUM) if score.memory else (*TERMS, LOCAL)
+    return (*TERMS, LOCAL, *REMEMBERED) if score.memory else (*TERMS, LOCAL)
+
+
+def measured_terms(score: ScoreConfig) -> tuple[str, ...]:
+    """The names of those that need no statistics of validation images."""
+    return (*TERMS, COMPONENTS) if score.memory else TERMS
 
 
 def heat_term(score: ScoreConfig) -> str:
@@ -100,14 +110,20 @@ def heat_term(score: ScoreConfig) -> str:
     return MEMORY if score.map == "memory" else LOCAL
 
 
-def trusted_terms(score: ScoreConfig) -> tuple[str, ...]:
+def trusted_terms(score: ScoreConfig, *, tiled: bool) -> tuple[str, ...]:
     """Those that decide where no defect is known; empty means all.
 
-    Where there is a memory it decides alone. AUROC of validation normals against simulated defects,
-    with networks that were hardly trained: mean of all terms 0.680 and 0.592, of `local` and
-    `memory` 0.692 and 0.618, `memory` 0.722 and 0.622 (magnetic tiles and commutators).
+    No term of G or D joins those of a memory. AUROC of validation normals against simulated
+    defects, with networks that were hardly trained: mean of all terms 0.680 and 0.592, of `local`
+    and `memory` 0.692 and 0.618, `memory` 0.722 and 0.622 (magnetic tiles and commutators).
+
+    Patches and components err on different images. The same AUROC over two splits of magnetic tiles
+    and three of commutators: patches 0.688, components 0.661, both 0.710, and more than either on
+    each. Not so with tiles from anywhere (32 and 64 pixels, three splits): 0.626, 0.552, 0.622.
     """
-    return (MEMORY,) if score.memory else ()
+    if not score.memory:
+        return ()
+    return (MEMORY,) if tiled else (MEMORY, COMPONENTS)
 
 
 def learned_term(loss: LossConfig) -> str:
@@ -119,9 +135,9 @@ class ImageResult(NamedTuple):
     """What the search found for one image.
 
     Attributes:
-      terms: by the names of `TERMS`: L' of Eq. 24 (`score`), L_R of Eq. 2, L_D of Eq. 3, L'_An of
-        Eq. 25, and -logit of D(x) (mean over flips with `score.average_flips`). Of a tiled image
-        the largest over its tiles.
+      terms: by the names of `measured_terms`: L' of Eq. 24 (`score`), L_R of Eq. 2, L_D of Eq. 3,
+        L'_An of Eq. 25, -logit of D(x) (mean over flips with `score.average_flips`), and with a
+        memory what its components leave. Of a tiled image the largest over its tiles.
       reconstruction: G(z_hat), blended from tiles where there are several.
       difference: |x - G(z_hat)|, averaged over channels.
       attribution: see `maps.attribution`; None unless `score.map` asks for it.
@@ -296,7 +312,7 @@ class Scorer:
         positions = self.positions(*shape)
         whole = blend_tiles(reconstruction.astype(np.float32), positions, shape)
         return ImageResult(
-            {name: float(terms[name].max()) for name in TERMS},
+            {name: float(terms[name].max()) for name in measured_terms(self.config.score)},
             np.clip(np.rint(whole), 0, 255).astype(np.uint8),
             **{name: blend_tiles(tiles, positions, shape) for name, tiles in maps.items()},
         )
@@ -439,6 +455,8 @@ def make_measure(
         if memory is not None:
             own = used(memory, patch_features(images, features))
             maps["distance"] = distance_map(memory, own, images.shape[1])
+            assert memory.components is not None
+            terms[COMPONENTS] = unusual(memory.components, images).max(axis=(1, 2))
         return reconstruction, maps, terms
 
     return _alike_at_every_place(measure_images)

@@ -21,7 +21,7 @@ from jax_noisy_anogan.runtime.files import write_text, written
 from jax_noisy_anogan.scoring.calibration import ANOMALY, CALIBRATED
 from jax_noisy_anogan.scoring.detector import Detection
 from jax_noisy_anogan.scoring.regions import Box
-from jax_noisy_anogan.scoring.scorer import LOCAL, MEMORY, MEMORY_SUM, TERMS
+from jax_noisy_anogan.scoring.scorer import LOCAL, REMEMBERED, TERMS
 
 # In `scores.parquet` and, in another form, in `regions.json`: a CSV file holds no lists.
 REGIONS = "regions"
@@ -31,7 +31,7 @@ _REGION = pa.struct(
 _SCHEMA = pa.schema(
     [
         ("path", pa.string()),
-        *((name, pa.float64()) for name in (*TERMS, LOCAL, MEMORY, MEMORY_SUM)),
+        *((name, pa.float64()) for name in (*TERMS, LOCAL, *REMEMBERED)),
         *((name, pa.float64()) for name in (CALIBRATED, ANOMALY)),
         ("decision", pa.string()),
         *((f"box_{name}", pa.int32()) for name in Box._fields),
@@ -190,7 +190,7 @@ def write_tables(out: Path, files: Sequence[ImageFile]) -> Summary:
     ordered = [rows[file.name] for file in files if file.name in rows]
     table = pa.Table.from_pylist(ordered, schema=_SCHEMA)
     # Of a run without a memory.
-    unused = [name for name in (MEMORY, MEMORY_SUM) if table[name].null_count == len(ordered)]
+    unused = [name for name in REMEMBERED if table[name].null_count == len(ordered)]
     table = table.drop_columns(unused)
     with written(out / "scores.csv") as file:
         pyarrow.csv.write_csv(table.drop_columns([REGIONS]), file)
