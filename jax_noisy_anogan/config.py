@@ -880,6 +880,8 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "growth.stable_images": 12_000,
         "growth.fade_images": 8_000,
         "growth.final_images": 20_000,
+        # On validation images of digit 8 L' has 0.890 with it, 0.887 with half of it.
+        "optim.learning_rate": 0.002,
         "optim.ema_half_life_images": 5_000.0,
         # As good as the paper's 500 steps, docs/search.md.
         "search.start": "encoder",
