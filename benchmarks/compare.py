@@ -336,7 +336,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
                 case, package, ceiling=ceiling, trials=options.trials, seconds=options.seconds
             )
             rows.append(row)
-            console.print(f"{row.name}: {row.ratio:.2f}", highlight=False)
+            spread = f"{row.ratio_low:.2f} to {row.ratio_high:.2f}"
+            console.print(f"{row.name}: {row.ratio:.2f} ({spread})", highlight=False)
     if not options.quick and options.only in "peers":
         rows.append(measure_peers(package, ceiling=ceiling, seconds=options.seconds))
     package.close()

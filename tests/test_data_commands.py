@@ -147,6 +147,7 @@ def test_describe_prints_table_1_and_the_split_and_writes_a_contact_sheet(tmp_pa
         "describe",
         *MNIST5K,
         f"--config.data.cache_dir={tmp_path}",
+        "--config.growth.start_resolution=8",
         "--config.growth.resolution=8",
         "--config.data.digit=7",
     )
