@@ -186,7 +186,8 @@ def settings_line(config: Config) -> str:
     return (
         f"{growth.resolution} x {growth.resolution} pixels; networks fmap_base "
         f"{network.fmap_base}, fmap_max {network.fmap_max}, latent {network.latent_size}; "
-        f"{growth.final_images:,} images in the last phase; {config.search.steps} search steps"
+        f"{growth.final_images:,} images in the last phase; {config.search.steps} search steps, "
+        f"search.start={config.search.start}"
     )
 
 
