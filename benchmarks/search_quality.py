@@ -312,6 +312,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     dataset = load_dataset(plain.data, resolution=plain.growth.resolution)
     split = make_split(dataset, plain.data)
     validation, test = parts_of(dataset, split, options.images)
+    calibration_lib.require_normals(int((~validation.is_abnormal).sum()))
     model = load_model(options.workdir, plain)
     starts = [start for start in STARTS if start != "encoder" or plain.train.encoder]
     if options.starts:
