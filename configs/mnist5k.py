@@ -8,7 +8,8 @@ Time: 4 minutes on one x86-64 core.
 Expect: digit 0, AUROC of L' 0.990 to 0.998, calibrated 0.999 to 1.000.
 
 An encoder learns along and begins the search, whose steps, rate and schedule were chosen on
-validation images (docs/search.md): 10 steps are as good as the paper's 500, which
+validation images of an earlier run (docs/search.md): there 10 steps were as good as the paper's
+500, which
 `--config.search.steps=500 --config.search.start=prior --config.search.schedule=constant
 --config.search.learning_rate=0.1` takes.
 
