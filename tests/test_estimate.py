@@ -149,6 +149,11 @@ def test_phases_of_a_few_updates_say_nothing():
     assert _heard(config, [0.01, 0.01, 0.01]) == []
 
 
+def test_a_run_whose_last_update_is_the_first_one_measured_says_nothing():
+    config = _config(stable_images=32, fade_images=32, final_images=32)
+    assert _heard(config, [0.01, 0.01, 1_000.0]) == []
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [

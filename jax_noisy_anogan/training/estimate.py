@@ -139,7 +139,9 @@ class Forecast:
         if self._has_spoken:
             return
         self._has_spoken = True
-        if before is None or not 1 / _NEWS < max(total, 60.0) / max(before, 60.0) < _NEWS:
+        news = before is None or not 1 / _NEWS < max(total, 60.0) / max(before, 60.0) < _NEWS
+        # A slow run may have been measured by its very last update: then nothing is left.
+        if left and news:
             self._say(_told(left, phase))
 
     def left(self) -> float | None:
