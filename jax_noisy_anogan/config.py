@@ -528,10 +528,16 @@ class SearchConfig:
     )
     feature_resolution: int = setting(
         4,
-        "resolution of D's features f(x) of Eq. 3",
-        at_least=4,
-        at_most=1024,
-        power_of_two=True,
+        "resolution of D's features f(x) of Eq. 3; 1 is the layer that its logit is made of, "
+        "behind the minibatch standard deviation, whose stored value every image is then judged "
+        "with",
+        choices=(1, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    )
+    feature_scale: float = setting(
+        1.0,
+        "unit of the features f(x) of Eq. 3, which the paper leaves open: they are multiplied by "
+        "it, and so is the feature term",
+        above=0,
     )
     reduction: str = setting(
         "sum",

@@ -36,7 +36,7 @@ def bind(
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Judgement]]:
     """G of one latent, and what D says of one image, as the search sees them."""
     squash = normality_of(config.loss.objective, statistics)
-    stddev, resolution = statistics.mean("stddev"), config.search.feature_resolution
+    stddev, search = statistics.mean("stddev"), config.search
 
     def generate(z: Float[Array, "latent"]) -> Float[Array, "h w c"]:
         return networks.generate(params.generator, z[None])[0]
@@ -45,7 +45,8 @@ def bind(
         out = networks.discriminate(params.discriminator, x[None], stddev=stddev)
         logit = out.logits[0]
         dense = None if out.dense is None else out.dense[0]
-        return Judgement(squash(logit), logit, out.features[resolution][0], dense)
+        features = search.feature_scale * out.features[search.feature_resolution][0]
+        return Judgement(squash(logit), logit, features, dense)
 
     return generate, judge
 

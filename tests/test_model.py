@@ -30,9 +30,9 @@ def test_the_averaged_networks_are_those_that_score(state):
     jax.tree.map(np.testing.assert_array_equal, found, averaged)
 
 
-@pytest.mark.parametrize("resolution", [4, 8, 16])
-def test_f_of_equation_3_is_the_layer_of_the_stated_resolution(state, resolution):
-    search = dataclasses.replace(CONFIG.search, feature_resolution=resolution)
+@pytest.mark.parametrize(("resolution", "scale"), [(1, 100.0), (4, 1.0), (8, 1.0), (16, 3.0)])
+def test_f_of_equation_3_is_the_stated_layer_in_the_stated_unit(state, resolution, scale):
+    search = dataclasses.replace(CONFIG.search, feature_resolution=resolution, feature_scale=scale)
     config = dataclasses.replace(CONFIG, search=search)
     networks, params, statistics, _ = state_lib.model_of(config, state)
     x = jax.random.normal(jax.random.key(1), networks.image_shape)
@@ -40,4 +40,4 @@ def test_f_of_equation_3_is_the_layer_of_the_stated_resolution(state, resolution
     found = judge(x).features
     out = networks.discriminate(params.discriminator, x[None], stddev=jnp.zeros(()))
     assert found.shape[:2] == (resolution, resolution)
-    np.testing.assert_array_equal(found, out.features[resolution][0])
+    np.testing.assert_allclose(found, scale * out.features[resolution][0], rtol=1e-6)

@@ -114,8 +114,8 @@ def test_every_resolution_builds_at_full_width_with_the_published_size(resolutio
     assert image.shape == (4, resolution, resolution, channels)
     assert judged.logits.shape == judged.stddev.shape == (4,)
     for at, features in judged.features.items():
-        assert features.shape == (4, at, at, WIDTHS[at])
-    assert set(judged.features) == {r for r in WIDTHS if r <= resolution}
+        assert features.shape == (4, at, at, WIDTHS[max(at, 4)])
+    assert set(judged.features) == {1, *(r for r in WIDTHS if r <= resolution)}
 
     assert _sizes(resolution, channels) == _published_sizes(resolution, channels)
 
@@ -521,10 +521,16 @@ def test_features_do_not_depend_on_the_batch_even_while_training_logits_do():
     params = _random_params(networks).discriminator
     together = networks.discriminate(params, x)
     mixed = networks.discriminate(params, np.concatenate([x[:1], others]))
-    assert set(together.features) == {4, 8}
-    for at, features in together.features.items():
-        np.testing.assert_allclose(mixed.features[at][0], features[0], rtol=1e-5, atol=1e-5)
+    assert set(together.features) == {1, 4, 8}
+    for at in (4, 8):
+        features = together.features[at][0]
+        np.testing.assert_allclose(mixed.features[at][0], features, rtol=1e-5, atol=1e-5)
     assert abs(mixed.logits[0] - together.logits[0]) > 1e-3
+    # The logits are made of the last ones, which lie behind the statistic.
+    layer, last = params["logits"], together.features[1]
+    weight = layer["weight"].reshape(-1) / np.sqrt(last.shape[-1])
+    logits = np.asarray(last[:, 0, 0] @ weight) + np.asarray(layer["bias"])
+    np.testing.assert_allclose(together.logits, logits, rtol=1e-5, atol=1e-6)
 
 
 def test_a_stored_statistic_that_equals_the_batch_statistic_changes_nothing():

@@ -26,6 +26,7 @@ from jax_noisy_anogan.reproduction import (
     figure5,
     figure6,
     mnist_table,
+    objective_table,
     runs,
     table1,
     table2,
@@ -60,7 +61,10 @@ def _figure(cell, metric, score):
 def _distinct(cell):
     names = (*runs.SCORES, *table2.COLUMNS, *deep_sad_sweeps.COMPETITORS)
     return {
-        **{m: {name: _figure(cell.name, m, name) for name in names} for m in ("auroc", "f1")},
+        **{
+            m: {name: _figure(cell.name, m, name) for name in names}
+            for m in ("auroc", "f1", "validation_auroc")
+        },
         "protocol": "Caltech-256, held out: normal 251.airplanes; split seed 0",
         "counts": {"test": 8, "test_abnormal": 3},
         "alocc": [len(cell.name), "held" in cell.name],
@@ -199,6 +203,26 @@ def test_the_supervised_methods_have_the_splits_and_labels_of_the_mnist_runs(ben
             assert theirs["data"]["known_abnormal_fraction"] == 0.1
     text = mnist_table.results(night)[0].markdown()
     assert "Supervised CNN: the same in both rows of a digit" in text
+
+
+def test_objectives_are_compared_on_validation_images_with_r1_as_strong_in_both(bench):
+    _fill(bench, objective_table.cells(bench), _distinct)
+    (table,) = objective_table.results(bench)
+    rows = {tuple(row[:2]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    methods = {"Noisy-AnoGAN": 1, "Noisy-AnoGAN, Eq. 18": 2}
+    assert len(rows) == 3 * len(methods)
+    for method, number in methods.items():
+        cells = {d: [f"mnist-{d}-{number}-{seed}" for seed in (0, 1)] for d in (3, 8)}
+        for score in runs.SCORES:
+            for digit in (3, 8):
+                expected = _over(cells[digit], "validation_auroc", score)
+                assert rows[digit, method][score] == expected
+            means = [_figure(cell, "validation_auroc", score) for d in (3, 8) for cell in cells[d]]
+            assert rows["mean", method][score] == pytest.approx(np.mean(means))
+        loss = mnist_table.run(bench, 3, 0, method).config.loss
+        of_real = loss.gamma if loss.objective == "equation_15" else 1.0
+        penalty_weight = 1.0 if loss.penalty_weight is None else loss.penalty_weight
+        assert loss.gamma * penalty_weight == pytest.approx(of_real)
 
 
 SWEEPS = {

@@ -29,8 +29,9 @@ class DiscriminatorOutput(NamedTuple):
 
     Attributes:
       logits: above 0 means "looks normal and real".
-      features: activations that enter the block of each resolution, by resolution; all of them lie
-        before the minibatch standard deviation, so each image's depend on that image alone.
+      features: activations that enter the block of each resolution, by resolution, and those that
+        the logit is made of as 1 x 1. All but the last lie before the minibatch standard
+        deviation, so each image's depend on that image alone.
       stddev: the minibatch standard deviation that was appended.
       dense: a logit of every pixel, which depends on its image alone; None without a decoder.
     """
@@ -95,6 +96,7 @@ class Discriminator(nn.Module):
         y = leaky_relu(self._conv(width, "block_4_conv")(y))
         whole = EqualizedDense(width, dtype=self.dtype, name="block_4_dense")
         y = leaky_relu(whole(y.reshape(y.shape[0], -1)))
+        features[1] = y[:, None, None, :]
         logits = EqualizedDense(1, gain=1.0, dtype=self.dtype, name="logits")(y)
         return DiscriminatorOutput(at_least_float32(logits[:, 0]), features, statistic, dense)
 

@@ -2,9 +2,9 @@
 
 Terms are standardised by validation normals. With known abnormal validation images their weights
 are those of a logistic regression (classes weighted equally, weights not negative: no term may
-speak for an image because it is unusual), which a few images move little from the term that was
-trained against known abnormal images; with normals alone, or where no term tells the two apart, all
-terms weigh the same, or those that the caller trusts.
+speak for an image because it is unusual), which a few images move little from equal weights of the
+term that was trained against known abnormal images and of those that the caller trusts; with
+normals alone, or where no term tells the two apart, the trusted ones weigh the same, or all.
 
 No threshold rests on an image that was fitted: thresholds are those of cross-fitted scores, of
 which each comes from a fit without the image (and the term `local` from map statistics without it,
@@ -192,7 +192,7 @@ def fit(
       rule: "best_f1", "youden" or "quantile", see `fit_thresholds`.
       false_positive_rate: of the quantile thresholds.
       learned: the term that was trained against known abnormal images, if any; few validation
-        images leave the weight with it.
+        images leave the weight with it and with the trusted ones.
       trusted: terms that share the weight where nothing abnormal is known; none means all.
 
     Raises:
@@ -203,7 +203,8 @@ def fit(
     require_normals(len(normals))
     if not (np.isfinite(normals).all() and np.isfinite(abnormals).all()):
         raise CalibrationError("a term of a validation image is not finite")
-    expected = np.array([float(name == learned) for name in names])
+    expected = np.array([float(name == learned or name in trusted) for name in names])
+    expected /= max(expected.sum(), 1.0)
     balance = np.array([float(name in (trusted or names)) for name in names])
     whole = _fit_linear(normals, abnormals, expected, balance)
     if whole.balanced and balance.sum() == 1:
@@ -369,10 +370,9 @@ def _logistic_regression(
     expected counts the same whatever their number, and more images outweigh it.
 
     Terms of clearly abnormal images lie tens of deviations away, where they say nothing about the
-    border: they are compressed for the fit by the factor that brings the farthest to 10.
+    border: beyond 10 all count the same for the fit.
     """
-    shrink = np.maximum(np.abs(np.concatenate([normal, abnormal])).max(axis=0) / 10.0, 1.0)
-    x = np.concatenate([normal, abnormal]) / shrink
+    x = np.clip(np.concatenate([normal, abnormal]), -10.0, 10.0)
     y = np.concatenate([-np.ones(len(normal)), np.ones(len(abnormal))])
     share = np.where(y > 0, 0.5 / len(abnormal), 0.5 / len(normal))
     ridge = 1.0 / len(abnormal)
@@ -387,8 +387,6 @@ def _logistic_regression(
     bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
     if start is None:
         start = np.append(np.full(x.shape[1], 0.1), 0.0)
-    else:
-        start = start * np.append(shrink, 1.0)
     found = optimize.minimize(
         loss,
         start,
@@ -397,4 +395,4 @@ def _logistic_regression(
         bounds=bounds,
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 10_000},
     )
-    return found.x[:-1] / shrink, float(found.x[-1])
+    return found.x[:-1], float(found.x[-1])

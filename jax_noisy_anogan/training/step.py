@@ -352,8 +352,8 @@ class TrainStep:
                 reduction=search.reduction,
             ).total
 
-        features_pair = (features[layer], judged.features[layer])
-        return jax.vmap(loss_of)(x, generated, *features_pair, normality).mean()
+        ours, theirs = (search.feature_scale * f[layer] for f in (features, judged.features))
+        return jax.vmap(loss_of)(x, generated, ours, theirs, normality).mean()
 
     def _reconstruction_error(self, generator: Params, state: TrainState, batch: Batch) -> Scalar:
         """Mean |x - G(E(x))| over real images and their pixels, by which G alone learns.
