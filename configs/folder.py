@@ -9,13 +9,13 @@ and chooses grey or colour, the depth of 16-bit files, whole images or tiles, th
 gamma = 1 where no defect is known, and a schedule for `train.minutes`. It prints each choice. A
 setting on the command line comes first.
 
-Photographs that show the same part fall to one side of the split. Networks see local contrast in
-whole images of 64 x 64 pixels. Photographs far from square (half as long again as wide, or more)
-keep their shape instead: they are worked on in tiles of 64 x 64, two along their shorter side, of
-which the search looks at four. Maps show how far patches are from those of good parts: on
-validation masks of commutators and magnetic tiles they were better than the difference to G(z).
-The threshold is to flag 5 % of good parts (`score.false_positive_rate`), since a handful of known
-defects says little about the best one.
+Photographs that show the same part fall to one side of the split. Networks see whole images of
+64 x 64 pixels, in local contrast where light differs much between the photographs. Photographs far
+from square (half as long again as wide, or more) keep their shape instead: they are worked on in
+tiles of 64 x 64, two along their shorter side, of which the search looks at four. Maps show how far
+patches are from those of good parts: on validation masks of commutators and magnetic tiles they
+were better than the difference to G(z). The threshold is to flag 5 % of good parts
+(`score.false_positive_rate`), since a handful of known defects says little about the best one.
 
 Hardware: a laptop CPU.
 Time: 30 minutes of training, or what `--config.train.minutes` says; then the search.
@@ -43,7 +43,7 @@ def get_config(name: str = "") -> Config:
             known_abnormal_fraction=0.5,
             keep_together=0.8,
             fit="auto",
-            local_contrast=1 / 16,
+            local_contrast=None,
             paste_defects=0.5,
             pixel_std=0.0,
         ),

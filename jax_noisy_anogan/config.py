@@ -188,11 +188,12 @@ class DataConfig:
     max_image_pixels: int = setting(
         100_000_000, "larger files are refused before they are decoded", at_least=16
     )
-    local_contrast: float = setting(
+    local_contrast: float | None = setting(
         0.0,
         "if positive, every pixel is replaced by how far it lies from the mean of its "
         "neighbourhood, in deviations of that neighbourhood, which takes uneven light away; the "
-        "value is the neighbourhood's Gaussian deviation as a share of the side",
+        "value is the neighbourhood's Gaussian deviation as a share of the side; without a value "
+        "1/16 where normal images differ in brightness by more than what they show, and else 0",
         at_least=0,
         at_most=0.5,
     )

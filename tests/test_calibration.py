@@ -219,7 +219,7 @@ def test_weights_are_those_of_scikit_learn_where_its_optimum_is_positive():
     y = np.repeat([0, 1], [len(normal), len(abnormal)])
     # Ours: balanced mean loss + ridge / 2 |w|^2; theirs: C * len(y) * the same mean + |w|^2 / 2.
     peer = LogisticRegression(
-        C=len(abnormal) / len(y), class_weight="balanced", tol=1e-10, max_iter=10_000
+        C=len(abnormal) / len(y) / 10, class_weight="balanced", tol=1e-10, max_iter=10_000
     ).fit(x, y)
     assert (peer.coef_ > 0).all()
     np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
@@ -245,7 +245,7 @@ def test_the_bounded_optimum_meets_the_conditions_of_karush_kuhn_and_tucker(expe
     y = np.repeat([0.0, 1.0], [60, 20])
     share = np.repeat([0.5 / 60, 0.5 / 20], [60, 20])
     slope = share * (1 / (1 + np.exp(-(x @ w + intercept))) - y)
-    gradient = slope @ x + (w - expected) / 20
+    gradient = slope @ x + 10 * (w - expected) / 20
     assert (x[60:, 3] == 10).all()
     assert (w[1] == 0) == (expected[1] == 0)
     assert (gradient[w == 0] > 0).all()
@@ -256,9 +256,9 @@ def test_the_bounded_optimum_meets_the_conditions_of_karush_kuhn_and_tucker(expe
 
 def test_few_abnormal_images_leave_the_weight_with_the_learned_term_and_many_do_not():
     rng = np.random.default_rng(4)
-    normal = rng.normal(size=(400, 3))
+    normal = rng.normal(size=(4_000, 3))
     # The first term was learned and knows less than the second; the third says nothing.
-    abnormal = rng.normal([0.5, 2.5, 0.0], size=(400, 3))
+    abnormal = rng.normal([0.5, 2.5, 0.0], size=(4_000, 3))
 
     def weights(count, learned, trusted=()):
         parts = ({f"t{k}": part[:, k] for k in range(3)} for part in (normal, abnormal[:count]))
@@ -266,15 +266,15 @@ def test_few_abnormal_images_leave_the_weight_with_the_learned_term_and_many_do_
         found = fit(*parts, rule="quantile", false_positive_rate=0.05, **asked)
         return np.array(found.calibration.weights)
 
-    few, many = weights(2, "t0"), weights(400, "t0")
+    few, many = weights(2, "t0"), weights(4_000, "t0")
     assert few[0] > 0.5 > weights(2, "")[0]
     assert max(few[1:]) < many[1]
-    np.testing.assert_allclose(many, weights(400, ""), atol=0.05)
+    np.testing.assert_allclose(many, weights(4_000, ""), atol=0.05)
     # With trusted ones it is shared.
     shared = weights(2, "t0", ("t2",))
     assert shared[0] < few[0] - 0.2
     assert shared[2] > few[2] + 0.2
-    np.testing.assert_allclose(weights(400, "t0", ("t2",)), many, atol=0.05)
+    np.testing.assert_allclose(weights(4_000, "t0", ("t2",)), many, atol=0.05)
 
 
 @pytest.mark.parametrize("rule", ["best_f1", "youden", "quantile"])

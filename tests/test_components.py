@@ -46,8 +46,7 @@ def _left(training, rows):
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, SIDE), (3, SIDE), (1, 128)])
-@pytest.mark.parametrize("per_pixel", [True, False])
-def test_what_is_left_counts_in_deviations_of_images_left_out(channels, side, per_pixel):
+def test_what_is_left_counts_in_deviations_of_images_left_out(channels, side):
     normal, shown = (_images(n, seed, channels, side) for n, seed in ((24, 0), (5, 1)))
     factor = max(side // 64, 1)
     known = _rows(normal, factor)
@@ -56,10 +55,8 @@ def test_what_is_left_counts_in_deviations_of_images_left_out(channels, side, pe
     )
     mean, spread = usual.mean(axis=0), usual.var(axis=0)
     spread = np.sqrt(ndimage.gaussian_filter(spread, 2, mode="reflect") + 0.01 * spread.mean())
-    if not per_pixel:
-        mean, spread = usual.mean(), np.sqrt(1.01 * usual.var())
     expected = (_smoothed(_left(known, _rows(shown, factor)), channels) - mean) / spread
-    built = components.fit(normal, per_pixel=per_pixel)
+    built = components.fit(normal)
     found = components.unusual(built, jnp.asarray(shown))
     # Of the randomised decomposition in float32, in deviations.
     np.testing.assert_allclose(found, expected, atol=0.05)
@@ -92,19 +89,20 @@ def test_an_image_is_judged_to_the_bit_the_same_wherever_it_stands():
         np.testing.assert_array_equal(np.roll(moved, -places, axis=0), together)
 
 
-def test_tiles_of_one_image_share_a_fold():
-    tiles = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
-    owners = np.arange(24) // 4
-    for rest, fold in folds(tiles, groups=owners):
-        assert len(fold)
-        assert not set(owners[rest]) & set(owners[fold])
-
-
-def test_where_all_tiles_look_alike_images_still_share_a_fold():
-    tile = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
-    owners = np.arange(24) // 4
-    for rest, fold in folds(np.repeat(tile, 24, axis=0), groups=owners):
-        assert not set(owners[rest]) & set(owners[fold])
+def test_a_thumbnail_holds_the_mean_of_what_every_pixel_covers():
+    image = np.random.default_rng(0).integers(0, 256, (160, 100, 3), np.uint8)
+    # Each pixel twice and 16 times: 64 x 64 blocks of 5 x 25.
+    fine = np.repeat(np.repeat(image, 16, axis=1), 2, axis=0).astype(float)
+    expected = fine.reshape(64, 5, 64, 25, 3).mean(axis=(1, 3))
+    found = components.thumbnail(image)
+    np.testing.assert_allclose(found, expected, atol=0.5 + 1e-3)
+    compiled = np.asarray(jax.jit(components.thumbnail)(jnp.asarray(image)))
+    assert np.abs(compiled.astype(int) - found).max() <= 1
+    assert (compiled != found).mean() < 0.01
+    small = image[:32, :32]
+    np.testing.assert_array_equal(components.thumbnail(small), small)
+    larger = components.thumbnail(np.full((20, 48, 1), 77, np.uint8))
+    np.testing.assert_array_equal(larger, np.full((64, 64, 1), 77, np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,9 @@ def a_memory(scorer: Scorer, *, aligned: bool) -> memory_lib.Memory:
     memory = memory_lib.build(features, size=20, blocks=2 if aligned else 1)
     pixels = (scorer.tile, scorer.tile) if aligned else ()
     usual = MapCalibration(jnp.full(pixels, 0.3), jnp.full(pixels, 0.2))
-    fitted = components.fit(tiles, per_pixel=aligned)
-    return memory._replace(usual=usual, components=fitted)
+    # Of tiled models too the components are of whole images.
+    thumbnails = tiles if aligned else rng.integers(0, 256, (5, 32, 32, tiles.shape[-1]), np.uint8)
+    return memory._replace(usual=usual, components=components.fit(thumbnails))
 
 
 @pytest.fixture(scope="module")

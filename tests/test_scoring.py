@@ -399,10 +399,9 @@ def test_a_bank_of_drawn_images_is_where_a_search_begins(model):
     assert Scorer(scorer.model, CONFIG, make_mesh(jax.devices()[:1])).model.bank is None
 
 
-def test_components_are_trusted_where_places_mean_something():
-    assert trusted_terms(ScoreConfig(memory=True), tiled=False) == ("memory", "components")
-    assert trusted_terms(ScoreConfig(memory=True), tiled=True) == ("memory",)
-    assert trusted_terms(ScoreConfig(), tiled=False) == ()
+def test_the_terms_of_a_memory_are_trusted():
+    assert trusted_terms(ScoreConfig(memory=True)) == ("memory", "components")
+    assert trusted_terms(ScoreConfig()) == ()
 
 
 def test_the_run_s_compilation_cache_is_used_by_scoring_even_after_other_programs(

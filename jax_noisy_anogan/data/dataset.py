@@ -313,7 +313,7 @@ def prepared_folder(config: DataConfig, source: Source, *, resolution: int) -> P
         resolution,
         config.channels,
         f"scale {config.scale}" if config.fit == "scale" else config.fit,
-        config.local_contrast,
+        config.local_contrast or 0.0,
         config.max_image_pixels,
         config.black_level,
         config.white_level,

@@ -22,7 +22,7 @@ def prepared(
 ) -> UInt8[np.ndarray, "rows columns channels"]:
     """Bring an image to the form that a model is trained on, as `fit` and `local_contrast` say."""
     picture = fitted(image, resolution, data)
-    return local_contrast(picture, data.local_contrast, side=resolution)
+    return local_contrast(picture, data.local_contrast or 0.0, side=resolution)
 
 
 def fitted(

@@ -208,7 +208,7 @@ def validate(held_out: HeldOut, line: ProgressLine) -> Validated:
         rule=config.score.threshold_rule,
         false_positive_rate=config.score.false_positive_rate,
         learned=learned_term(config.loss),
-        trusted=trusted_terms(score, tiled=held_out.dataset.is_tiled),
+        trusted=trusted_terms(score),
     )
     if memory is not None and remembered is not None:
         memory = memory._replace(usual=remembered)

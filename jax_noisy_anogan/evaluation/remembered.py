@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, UInt8
 
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.preprocess import pad_to_tile
@@ -39,7 +39,7 @@ _MAP_BYTES = 2**28
 # Patches, in all and per block of a memory of aligned parts.
 _SIZE, _BLOCK_SIZE = 2_000, 300
 _BLOCKS = 8
-# Images or tiles that principal components are fitted to.
+# Images that principal components are fitted to.
 _COMPONENTS_OF = 1_000
 # Validation images, and defects that are simulated on each normal one.
 _JUDGED, _FEWEST_JUDGED, _DEFECTS = 100, 8, 3
@@ -88,7 +88,7 @@ def remember(
         if best is None or share > best[0]:
             best = share, memory._replace(usual=moments.calibration())
     assert best is not None
-    return best[1]._replace(components=_components(dataset, split, scorer, seed))
+    return best[1]._replace(components=_components(dataset, split, seed))
 
 
 def _training_features(
@@ -97,34 +97,9 @@ def _training_features(
     """D's and random features of tiles of normal training images, chosen where all are too many."""
     first = dataset.source(dataset.resolution)[int(split.train_normal[0])]
     (example,) = scorer.features(scorer.cut(first)[:1])
-    most = max(_FEATURE_BYTES // example.nbytes, 1)
-    owners, tiles = _training_tiles(dataset, split, scorer, rng, most)
-    with ProgressLine("memory", total=len(owners), unit="tiles", show=show) as line:
-        found = np.empty((len(owners), *example.shape), np.float32)
-        for row, features in enumerate(scorer.features(tiles)):
-            found[row] = features
-            line.advance(1)
-    return found
-
-
-def _components(dataset: Dataset, split: Split, scorer: Scorer, seed: int) -> Components:
-    """Those of whole normal training images, or of tiles of them."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    owners, tiles = _training_tiles(dataset, split, scorer, rng, _COMPONENTS_OF)
-    shown = np.stack(list(tiles))
-    try:
-        return components.fit(shown, per_pixel=not dataset.is_tiled, groups=owners, seed=seed)
-    except ValueError as error:
-        raise CalibrationError(f"normal training images: {error}") from error
-
-
-def _training_tiles(
-    dataset: Dataset, split: Split, scorer: Scorer, rng: np.random.Generator, most: int
-) -> tuple[Int[np.ndarray, " n"], Iterator[Image]]:
-    """At most so many tiles of normal training images, and which image each was cut from."""
     normal, source = split.train_normal, dataset.source(dataset.resolution)
     ends = np.cumsum([len(scorer.positions(*dataset.shape(int(index)))) for index in normal])
-    count = min(int(ends[-1]), most)
+    count = min(int(ends[-1]), max(_FEATURE_BYTES // example.nbytes, 1))
     chosen = np.sort(rng.choice(int(ends[-1]), count, replace=False))
     owners = np.searchsorted(ends, chosen, side="right")
 
@@ -133,7 +108,24 @@ def _training_tiles(
             cut = scorer.cut(source[int(normal[owner])])
             yield from cut[chosen[owners == owner] - (ends[owner] - len(cut))]
 
-    return owners, tiles()
+    with ProgressLine("memory", total=count, unit="tiles", show=show) as line:
+        found = np.empty((count, *example.shape), np.float32)
+        for row, features in enumerate(scorer.features(tiles())):
+            found[row] = features
+            line.advance(1)
+    return found
+
+
+def _components(dataset: Dataset, split: Split, seed: int) -> Components:
+    """Those of whole normal training images."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    normal, source = split.train_normal, dataset.source(dataset.resolution)
+    chosen = np.sort(rng.permutation(normal)[:_COMPONENTS_OF])
+    shown = np.stack([components.thumbnail(source[int(index)]) for index in chosen])
+    try:
+        return components.fit(shown, seed=seed)
+    except ValueError as error:
+        raise CalibrationError(f"normal training images: {error}") from error
 
 
 def _candidates(features: HostFeatures, *, aligned: bool) -> Iterator[Memory]:

@@ -33,9 +33,11 @@ from jax_noisy_anogan.model import Model, with_initialisation
 from jax_noisy_anogan.runtime.files import write_bytes, write_text
 from jax_noisy_anogan.scoring import memory as memory_lib
 from jax_noisy_anogan.scoring.calibration import ANOMALY, CALIBRATED, DECISION, Calibration
+from jax_noisy_anogan.scoring.components import thumbnail, unusual
 from jax_noisy_anogan.scoring.maps import MapCalibration, calibrated_map, load_maps
 from jax_noisy_anogan.scoring.memory import Memory
 from jax_noisy_anogan.scoring.scorer import (
+    COMPONENTS,
     LOCAL,
     MEMORY,
     MEMORY_SUM,
@@ -105,21 +107,24 @@ def make_detect(
         return whole[..., :channels], located
 
     def contrasted(image: UInt8[Array, "height width channels"]) -> Array:
-        return local_contrast(image, config.data.local_contrast, side=side)
+        return local_contrast(image, config.data.local_contrast or 0.0, side=side)
 
     def detect(images: UInt8[Array, "batch height width channels"]) -> dict[str, Any]:
-        images = jax.vmap(contrasted)(images)
-        images = jnp.pad(images, ((0, 0), *missing, (0, 0)), mode="reflect")
+        shown = jax.vmap(contrasted)(images)
+        images = jnp.pad(shown, ((0, 0), *missing, (0, 0)), mode="reflect")
         tiles = jnp.stack([images[:, y : y + tile, x : x + tile] for y, x in positions], axis=1)
-        reconstruction, unusual, terms = find(tiles)
+        reconstruction, differences, terms = find(tiles)
         terms = {name: values.max(axis=1) for name, values in terms.items()}
-        parts = jnp.concatenate([reconstruction.astype(jnp.float32), unusual], axis=-1)
+        parts = jnp.concatenate([reconstruction.astype(jnp.float32), differences], axis=-1)
         # One image after another, as `scorer.locate` does: a batch would be added up otherwise.
         whole, located = lax.map(locate, parts)
         terms[LOCAL] = located[0].max(axis=(1, 2))
         if memory is not None:
             terms[MEMORY] = located[1].max(axis=(1, 2))
             terms[MEMORY_SUM] = located[1].mean(axis=(1, 2))
+            assert memory.components is not None
+            small = jax.vmap(thumbnail)(shown)
+            terms[COMPONENTS] = unusual(memory.components, small).max(axis=(1, 2))
         return {
             "score": terms["score"],
             **_judge(calibration, terms),

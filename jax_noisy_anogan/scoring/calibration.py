@@ -48,6 +48,10 @@ DECISION = 0.5
 # A fit without one image rests on three: fewer say nothing of a deviation.
 FEWEST_NORMALS = 4
 _FOLDS = 20
+# The weights that are expected count as so many abnormal images. Cross-fitted AUROC of validation
+# images with 1, 3, 10, 30: magnetic tiles (5 known) 0.715, 0.794, 0.838, 0.851, with 30 known
+# 0.831, 0.836, 0.835, 0.837; MNIST 8 (200 known) 0.996, then 0.997.
+_EXPECTED = 10.0
 
 
 class CalibrationError(UserError, RuntimeError):
@@ -366,8 +370,8 @@ def _logistic_regression(
 ) -> tuple[Float[np.ndarray, " terms"], float]:
     """Weights >= 0 and intercept of a ridge-penalised logistic regression, classes weighted alike.
 
-    The ridge draws the weights to `expected` with 1 / m beside a mean over the images: what is
-    expected counts the same whatever their number, and more images outweigh it.
+    The ridge draws the weights to `expected` with 10 / m beside a mean over the m abnormal images:
+    what is expected counts the same whatever their number, and more images outweigh it.
 
     Terms of clearly abnormal images lie tens of deviations away, where they say nothing about the
     border: beyond 10 all count the same for the fit.
@@ -375,7 +379,7 @@ def _logistic_regression(
     x = np.clip(np.concatenate([normal, abnormal]), -10.0, 10.0)
     y = np.concatenate([-np.ones(len(normal)), np.ones(len(abnormal))])
     share = np.where(y > 0, 0.5 / len(abnormal), 0.5 / len(normal))
-    ridge = 1.0 / len(abnormal)
+    ridge = _EXPECTED / len(abnormal)
 
     def loss(parameters: Float[np.ndarray, " k"]) -> tuple[float, Float[np.ndarray, " k"]]:
         weights, intercept = parameters[:-1], parameters[-1]

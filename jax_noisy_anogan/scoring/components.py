@@ -36,8 +36,8 @@ class Components(NamedTuple):
     Attributes:
       centre: the mean image.
       axes: orthonormal, one a row.
-      usual: mean and deviation of the smoothed squared residuals of images that the axes of others
-        were fitted to, per pixel or `[]`.
+      usual: mean and deviation, of every pixel, of the smoothed squared residuals of images that
+        the axes were not fitted to.
     """
 
     centre: Float[Array, " pixels"]
@@ -45,21 +45,36 @@ class Components(NamedTuple):
     usual: MapCalibration
 
 
-def fit(
-    images: Images,
-    *,
-    per_pixel: bool = True,
-    groups: Int[np.ndarray, " n"] | None = None,
-    seed: int = 0,
-) -> Components:
+def thumbnail(image: Any) -> UInt8[Any, "side side channels"]:
+    """An image of any shape at 64 x 64: every pixel is the mean of what it covers.
+
+    Args:
+      image: uint8 [height, width, channels], an array of NumPy or JAX; squares of a multiple of 64
+        become `area_average`, and smaller ones stay.
+    """
+    height, width = image.shape[:2]
+    if height == width and (height < _SIDE or height % _SIDE == 0):
+        return area_average(image, min(_SIDE, height))
+    xp = image.__array_namespace__()
+    down, across = (xp.asarray(_covered(size)) for size in (height, width))
+    planes = xp.moveaxis(image, -1, 0).astype(np.float32)
+    return xp.moveaxis(xp.round(down @ planes @ across.T), 0, -1).astype(np.uint8)
+
+
+def _covered(size: int) -> Float[np.ndarray, "side size"]:
+    """Row i holds the share of every one of `size` pixels in pixel i of `_SIDE`."""
+    edges = np.arange(_SIDE + 1)[:, None] * (size / _SIDE)
+    below = np.clip(edges - np.arange(size), 0.0, 1.0)
+    return (np.diff(below, axis=0) * (_SIDE / size)).astype(np.float32)
+
+
+def fit(images: Images, *, seed: int = 0) -> Components:
     """At most 100 components of normal training images at up to 64 x 64.
 
     What is usual comes from components that were fitted without the image or its near duplicates:
     what is left of the fitted images themselves is much too small.
 
     Args:
-      per_pixel: False where a place in the image means nothing: tiles of a texture.
-      groups: a number per image; those that share it were cut from one image.
       seed: of the randomised decomposition.
 
     Raises:
@@ -71,8 +86,8 @@ def fit(
         raise ValueError(f"{len(images)} images that are all the same have no components")
     small = area_average(images, min(_SIDE, images.shape[1]))
     x = np.stack([np.asarray(_contrast(image)) for image in small])
-    moments = MapMoments(sigma=_SIGMA, per_pixel=per_pixel)
-    for rest, fold in folds(images, min(FOLDS, len(images)), groups=groups):
+    moments = MapMoments(sigma=_SIGMA, per_pixel=True)
+    for rest, fold in folds(images, min(FOLDS, len(images))):
         for left in np.asarray(_left(*_axes(x[rest], seed), jnp.asarray(x[fold]))):
             moments.add(left)
     return Components(*_axes(x, seed), moments.calibration())
@@ -93,7 +108,7 @@ def unusual(
 
 
 def folds(
-    images: Images, count: int = FOLDS, *, groups: Int[np.ndarray, " n"] | None = None
+    images: Images, count: int = FOLDS
 ) -> Iterator[tuple[Int[np.ndarray, " rest"], Int[np.ndarray, " fold"]]]:
     """Indices of all other images, and of a fold of them; near duplicates share a fold.
 
@@ -101,10 +116,8 @@ def folds(
     """
     small = near_duplicates.unit_rows(area_average(images, min(32, images.shape[1])))
     group = near_duplicates.groups(small, near_duplicates.SAME)
-    each = np.arange(len(images))
-    own = each if groups is None else groups
-    # Where all look alike there is less, or nothing, to keep apart.
-    for numbers in (near_duplicates.joined(group, own), own, each):
+    # Where all look alike there is nothing to keep apart.
+    for numbers in (group, np.arange(len(images))):
         _, group, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
         if len(sizes) >= count:
             break

@@ -52,7 +52,7 @@ class Memory(NamedTuple):
       scale: what every feature is divided by.
       usual: mean and deviation of the smoothed distances of normal images that lent it no patch,
         per pixel or `[]`.
-      components: of whole normal images, or of whole tiles; None until they are fitted.
+      components: of whole normal images; None until they are fitted.
     """
 
     patches: Float[Array, "blocks blocks size features"]

@@ -38,7 +38,7 @@ from jax_noisy_anogan.model import (
 from jax_noisy_anogan.networks import NetworkParams, Networks
 from jax_noisy_anogan.networks.pixels import PAPER_SCALE, to_byte_images, to_float_images
 from jax_noisy_anogan.runtime import parallel
-from jax_noisy_anogan.scoring.components import unusual
+from jax_noisy_anogan.scoring.components import Components, thumbnail, unusual
 from jax_noisy_anogan.scoring.maps import (
     MapCalibration,
     attribution,
@@ -110,7 +110,7 @@ def heat_term(score: ScoreConfig) -> str:
     return MEMORY if score.map == "memory" else LOCAL
 
 
-def trusted_terms(score: ScoreConfig, *, tiled: bool) -> tuple[str, ...]:
+def trusted_terms(score: ScoreConfig) -> tuple[str, ...]:
     """Those that decide where no defect is known; empty means all.
 
     No term of G or D joins those of a memory. AUROC of validation normals against simulated
@@ -119,11 +119,9 @@ def trusted_terms(score: ScoreConfig, *, tiled: bool) -> tuple[str, ...]:
 
     Patches and components err on different images. The same AUROC over two splits of magnetic tiles
     and three of commutators: patches 0.688, components 0.661, both 0.710, and more than either on
-    each. Not so with tiles from anywhere (32 and 64 pixels, three splits): 0.626, 0.552, 0.622.
+    each.
     """
-    if not score.memory:
-        return ()
-    return (MEMORY,) if tiled else (MEMORY, COMPONENTS)
+    return (MEMORY, COMPONENTS) if score.memory else ()
 
 
 def learned_term(loss: LossConfig) -> str:
@@ -137,7 +135,8 @@ class ImageResult(NamedTuple):
     Attributes:
       terms: by the names of `measured_terms`: L' of Eq. 24 (`score`), L_R of Eq. 2, L_D of Eq. 3,
         L'_An of Eq. 25, -logit of D(x) (mean over flips with `score.average_flips`), and with a
-        memory what its components leave. Of a tiled image the largest over its tiles.
+        memory what its components leave. Of a tiled image the largest over its tiles, but for the
+        components, which are of whole images.
       reconstruction: G(z_hat), blended from tiles where there are several.
       difference: |x - G(z_hat)|, averaged over channels.
       attribution: see `maps.attribution`; None unless `score.map` asks for it.
@@ -277,15 +276,25 @@ class Scorer:
         self, pairs: Iterable[tuple[Image, Float[np.ndarray, "tiles latent"]]]
     ) -> Iterator[ImageResult]:
         """Terms and difference maps of images whose latents are known; one pass of G and D."""
-        shapes: list[tuple[int, int]] = []
+        shapes: deque[tuple[int, int]] = deque()
+        whole: deque[dict[str, Array]] = deque()
 
         def items() -> Iterator[tuple[np.ndarray, ...]]:
             for image, latents in pairs:
                 shapes.append(image.shape[:2])
+                whole.append(self._terms_of_whole(image))
                 yield self.cut(image), latents
 
         for reconstruction, maps, terms in self._in_batches(self._measure, items()):
-            yield self._assemble(shapes.pop(0), reconstruction, maps, terms)
+            terms |= whole.popleft()
+            yield self._assemble(shapes.popleft(), reconstruction, maps, terms)
+
+    def _terms_of_whole(self, image: Image) -> dict[str, Array]:
+        """Terms of an image that is not cut into tiles; on their way, nothing waits for them."""
+        if self.memory is None:
+            return {}
+        assert self.memory.components is not None
+        return {COMPONENTS: _components_term(self.memory.components, thumbnail(image)[None])}
 
     def features(
         self, tiles: Iterable[UInt8[np.ndarray, "tile tile channels"]]
@@ -364,6 +373,13 @@ class Scorer:
         land(in_flight)
         land(last)
         yield from finished()
+
+
+@jax.jit
+def _components_term(
+    components: Components, thumbnails: UInt8[Array, "n s s c"]
+) -> Float[Array, " n"]:
+    return unusual(components, thumbnails).max(axis=(1, 2))
 
 
 # Of a model, `model[1:]`, and a memory.
@@ -455,8 +471,6 @@ def make_measure(
         if memory is not None:
             own = used(memory, patch_features(images, features))
             maps["distance"] = distance_map(memory, own, images.shape[1])
-            assert memory.components is not None
-            terms[COMPONENTS] = unusual(memory.components, images).max(axis=(1, 2))
         return reconstruction, maps, terms
 
     return _alike_at_every_place(measure_images)

@@ -6,12 +6,16 @@ normal images and at the speed of this machine.
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
+from scipy import ndimage
 
 from jax_noisy_anogan.config import Config, DataConfig, NetworkConfig
 from jax_noisy_anogan.data import near_duplicates, survey
@@ -37,6 +41,12 @@ _LAST = 20
 _FEWEST_IMAGES = 500
 _TIMED_SECONDS, _TIMED_PIXELS = 1.0, 2**19
 _PAIRS = 200
+# The neighbourhood of local contrast, where it is chosen, and images that are looked at for it.
+# Of training images 1/16 was better than raw levels on magnetic tiles, whose light differs by 2.6
+# times what they show (known defects, nearest patch: AUROC 0.763, 0.732), and worse on commutators,
+# where it is half as much (0.865, 0.944).
+LOCAL_CONTRAST = 1 / 16
+_LIT = 200
 
 
 class Choices(NamedTuple):
@@ -72,8 +82,14 @@ def choose(config: Config) -> Choices:
             "makes abnormal images)"
         )
         values["loss.gamma"] = (config.loss.gamma, 1.0)
+    data = found.config
+    if data.local_contrast is None:
+        chosen, line = _look_at_light(data, config.growth.resolution)
+        data = dataclasses.replace(data, local_contrast=chosen)
+        values["data.local_contrast"] = (None, chosen)
+        remarks.append(line)
     if config.data.pixel_std == 0:
-        scale, lines = _look_at_pixels(found.config, config.growth.resolution)
+        scale, lines = _look_at_pixels(data, config.growth.resolution)
         values |= {
             f"data.{name}": (getattr(config.data, name), value) for name, value in scale.items()
         }
@@ -96,6 +112,37 @@ def _knows_abnormal(source: Source) -> bool:
         return True
     kinds = {source.class_names[example.label] for example in source.examples}
     return bool(kinds - {*source.normal_classes, "unlabeled"})
+
+
+def _look_at_light(data: DataConfig, resolution: int) -> tuple[float, str]:
+    """Local contrast or not: whether light differs between normal training images."""
+    dataset = load_dataset(data, resolution=resolution)
+    source, normal = dataset.source(dataset.resolution), make_split(dataset, data).train_normal
+    some = normal[np.linspace(0, len(normal) - 1, min(len(normal), _LIT)).astype(int)]
+    light, shown = light_and_detail(source[int(index)] for index in some)
+    chosen = LOCAL_CONTRAST if light > shown else 0.0
+    return chosen, (
+        f"data.local_contrast = {chosen:g}: the brightness of normal images differs by "
+        f"{light:.1f} of 255 levels, and what they show by {shown:.1f}"
+    )
+
+
+def light_and_detail(
+    images: Iterable[UInt8[np.ndarray, "height width channels"]],
+) -> tuple[float, float]:
+    """How much light differs between images, and how much what they show differs from place to
+    place, both as deviations.
+
+    Light is an image's mean level. What it shows is what its neighbourhoods, of the size of
+    `data.local_contrast`, leave of its levels.
+    """
+    means, squares = [], []
+    for image in images:
+        levels = image.astype(np.float64).mean(axis=-1)
+        around = ndimage.gaussian_filter(levels, LOCAL_CONTRAST * min(levels.shape))
+        means.append(levels.mean())
+        squares.append(np.square(levels - around).mean())
+    return float(np.std(means)), float(np.sqrt(np.mean(squares)))
 
 
 def _look_at_pixels(data: DataConfig, resolution: int) -> tuple[dict[str, float], list[str]]:
