@@ -69,11 +69,33 @@ FAULTS = (
         "test_components.py -k deviations",
     ),
     Fault(
-        "Without a known defect, tiles from anywhere are judged by their components too",
-        "scoring/scorer.py",
-        "return (MEMORY,) if tiled else (MEMORY, COMPONENTS)",
-        "return (MEMORY, COMPONENTS)",
-        "test_scoring.py -k trusted",
+        "Only the upper left square of a photograph is compared with the components",
+        "scoring/components.py",
+        "    height, width = image.shape[:2]\n",
+        "    image = image[: min(image.shape[:2]), : min(image.shape[:2])]\n"
+        "    height, width = image.shape[:2]\n",
+        "test_components.py -k thumbnail",
+    ),
+    Fault(
+        "Light of the photographs is taken for what they show",
+        "training/choices.py",
+        "squares.append(np.square(levels - around).mean())",
+        "squares.append(np.square(levels - 120.0).mean())",
+        "test_fit.py -k light",
+    ),
+    Fault(
+        "The unit of f is ignored",
+        "model.py",
+        "search.feature_scale * out.features",
+        "out.features",
+        "test_model.py -k f_of_equation_3",
+    ),
+    Fault(
+        "Objectives are compared on test images",
+        "reproduction/objective_table.py",
+        "validation_auroc(score)) for score in SCORES)",
+        "runs.auroc(score)) for score in SCORES)",
+        "test_reproduce_wiring.py -k objectives",
     ),
     # --- Competitors and reproduction tables -----------------------------------------------------
     Fault(
@@ -419,9 +441,9 @@ FAULTS = (
     Fault(
         "search.feature_resolution is ignored",
         "model.py",
-        "config.search.feature_resolution\n\n    def generate",
-        "4\n\n    def generate",
-        "test_model.py",
+        "out.features[search.feature_resolution][0]",
+        "out.features[4][0]",
+        "test_model.py -k f_of_equation_3",
     ),
     Fault(
         "the penalty of wgan_gp has weight 1, where Karras has 10",

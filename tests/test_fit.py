@@ -84,6 +84,27 @@ def test_flips_are_safe_where_a_flipped_image_looks_like_the_others():
     assert not choices.flips_are_safe(unit(aligned), 1)
 
 
+@pytest.mark.parametrize(("spread", "contrast"), [(2.0, 0.0), (40.0, choices.LOCAL_CONTRAST)])
+def test_local_contrast_is_taken_where_light_differs_by_more_than_images_show(
+    tmp_path, spread, contrast
+):
+    rng = np.random.default_rng(0)
+    lamp = rng.normal(120, spread, 40)
+    images = lamp[:, None, None] + rng.normal(0, 10, (40, 64, 64))
+    images = images.clip(0, 255).astype(np.uint8)
+    light, shown = choices.light_and_detail(image[..., None] for image in images)
+    assert light == pytest.approx(images.mean(axis=(1, 2)).std())
+    # White noise, of which the mean over a neighbourhood of 4 pixels takes 1 / (4 pi 4^2) each.
+    assert shown == pytest.approx(10.0, rel=0.05)
+    config = config_lib.read_file(config_lib.find("folder"))
+    config.data.root = str(gather(tmp_path / "images", normal=list(images)))
+    config.data.cache_dir = str(tmp_path / "cache")
+    chosen = choices.choose(config)
+    assert chosen.values["data.local_contrast"] == (None, contrast)
+    (line,) = (line for line in chosen.remarks if "local_contrast" in line)
+    assert f"data.local_contrast = {contrast:g}" in line
+
+
 @pytest.mark.parametrize("encoder", [False, True])
 def test_twice_the_time_is_twice_the_images(monkeypatch, encoder):
     monkeypatch.setattr(choices, "convolution_rate", lambda network, resolution: 1e9)

@@ -196,8 +196,9 @@ def test_a_memory_comes_back_from_its_file_bit_for_bit(tmp_path):
         ({"centre": None}, "centre"),
         ({"centre": np.zeros(5, np.float32)}, "do not fit"),
         ({"axes": np.zeros(4, np.float32)}, "do not fit"),
-        ({"left_std": np.zeros((), np.float32)}, "not positive"),
-        ({"left_mean": np.zeros((2, 2), np.float32)}, "do not fit"),
+        ({"left_std": np.zeros((2, 2), np.float32)}, "not positive"),
+        ({"left_mean": np.zeros((4, 4), np.float32)}, "do not fit"),
+        (dict.fromkeys(("left_mean", "left_std"), np.ones((), np.float32)), "are of tiles"),
         ({"axes": np.full((2, 4), np.inf, np.float32)}, "finite"),
         ({"patches": np.array([None])}, "pickle|Object"),
     ],
@@ -210,8 +211,8 @@ def test_a_file_that_is_no_memory_is_refused_in_one_line(tmp_path, wrong, compla
         "std": np.ones((), np.float32),
         "centre": np.zeros(4, np.float32),
         "axes": np.ones((2, 4), np.float32),
-        "left_mean": np.zeros((), np.float32),
-        "left_std": np.ones((), np.float32),
+        "left_mean": np.zeros((2, 2), np.float32),
+        "left_std": np.ones((2, 2), np.float32),
         **wrong,
     }
     path = tmp_path / "memory.npz"

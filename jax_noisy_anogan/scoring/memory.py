@@ -303,5 +303,7 @@ def _check(*arrays: np.ndarray) -> None:
     fits = scale.shape == patches.shape[-1:] and axes.ndim == 2 and centre.shape == axes.shape[1:]
     if not fits or any(m.shape != s.shape or m.ndim not in (0, 2) for m, s in statistics):
         raise ValueError(f"shapes {[array.shape for array in arrays]} that do not fit")
+    if left.ndim != 2:
+        raise ValueError("it was written by a version whose components are of tiles")
     if not all((array > 0).all() for array in (scale, std, spread)):
         raise ValueError("a scale or deviation that is not positive")
