@@ -137,6 +137,7 @@ class Discriminator(nn.Module):
         plane = statistic[:, None, None, None].expand(-1, 1, 4, 4)
         y = leaky_relu(self.block_4_conv(torch.cat([y, plane], 1)))
         y = leaky_relu(self.block_4_dense(y.flatten(1)))
+        features[1] = y[:, :, None, None]
         return self.logits(y)[:, 0], features, statistic
 
     def _statistic(self, y: Tensor) -> Tensor:
