@@ -94,15 +94,19 @@ def test_a_thumbnail_holds_the_mean_of_what_every_pixel_covers():
     # Each pixel twice and 16 times: 64 x 64 blocks of 5 x 25.
     fine = np.repeat(np.repeat(image, 16, axis=1), 2, axis=0).astype(float)
     expected = fine.reshape(64, 5, 64, 25, 3).mean(axis=(1, 3))
-    found = components.thumbnail(image)
+    found = components.thumbnail(image, 128)
     np.testing.assert_allclose(found, expected, atol=0.5 + 1e-3)
-    compiled = np.asarray(jax.jit(components.thumbnail)(jnp.asarray(image)))
+    compiled = np.asarray(
+        jax.jit(components.thumbnail, static_argnames="tile")(jnp.asarray(image), tile=64)
+    )
     assert np.abs(compiled.astype(int) - found).max() <= 1
     assert (compiled != found).mean() < 0.01
     small = image[:32, :32]
-    np.testing.assert_array_equal(components.thumbnail(small), small)
-    larger = components.thumbnail(np.full((20, 48, 1), 77, np.uint8))
+    np.testing.assert_array_equal(components.thumbnail(small, 32), small)
+    larger = components.thumbnail(np.full((20, 48, 1), 77, np.uint8), 64)
     np.testing.assert_array_equal(larger, np.full((64, 64, 1), 77, np.uint8))
+    square = components.thumbnail(np.full((48, 48, 1), 77, np.uint8), 64)
+    np.testing.assert_array_equal(square, larger)
 
 
 @pytest.mark.parametrize(

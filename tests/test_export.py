@@ -115,9 +115,7 @@ def a_memory(scorer: Scorer, *, aligned: bool) -> memory_lib.Memory:
     memory = memory_lib.build(features, size=20, blocks=2 if aligned else 1)
     pixels = (scorer.tile, scorer.tile) if aligned else ()
     usual = MapCalibration(jnp.full(pixels, 0.3), jnp.full(pixels, 0.2))
-    # Of tiled models too the components are of whole images.
-    thumbnails = tiles if aligned else rng.integers(0, 256, (5, 32, 32, tiles.shape[-1]), np.uint8)
-    return memory._replace(usual=usual, components=components.fit(thumbnails))
+    return memory._replace(usual=usual, components=components.fit(tiles))
 
 
 @pytest.fixture(scope="module")

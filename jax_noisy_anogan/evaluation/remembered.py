@@ -88,7 +88,7 @@ def remember(
         if best is None or share > best[0]:
             best = share, memory._replace(usual=moments.calibration())
     assert best is not None
-    return best[1]._replace(components=_components(dataset, split, seed))
+    return best[1]._replace(components=_components(dataset, split, scorer, seed))
 
 
 def _training_features(
@@ -116,12 +116,12 @@ def _training_features(
     return found
 
 
-def _components(dataset: Dataset, split: Split, seed: int) -> Components:
+def _components(dataset: Dataset, split: Split, scorer: Scorer, seed: int) -> Components:
     """Those of whole normal training images."""
     rng = np.random.Generator(np.random.PCG64(seed))
     normal, source = split.train_normal, dataset.source(dataset.resolution)
     chosen = np.sort(rng.permutation(normal)[:_COMPONENTS_OF])
-    shown = np.stack([components.thumbnail(source[int(index)]) for index in chosen])
+    shown = np.stack([components.thumbnail(source[int(index)], scorer.tile) for index in chosen])
     try:
         return components.fit(shown, seed=seed)
     except ValueError as error:

@@ -123,7 +123,7 @@ def make_detect(
             terms[MEMORY] = located[1].max(axis=(1, 2))
             terms[MEMORY_SUM] = located[1].mean(axis=(1, 2))
             assert memory.components is not None
-            small = jax.vmap(thumbnail)(shown)
+            small = jax.vmap(lambda image: thumbnail(image, tile))(shown)
             terms[COMPONENTS] = unusual(memory.components, small).max(axis=(1, 2))
         return {
             "score": terms["score"],

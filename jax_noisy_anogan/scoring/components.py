@@ -45,27 +45,29 @@ class Components(NamedTuple):
     usual: MapCalibration
 
 
-def thumbnail(image: Any) -> UInt8[Any, "side side channels"]:
-    """An image of any shape at 64 x 64: every pixel is the mean of what it covers.
+def thumbnail(image: Any, tile: int) -> UInt8[Any, "side side channels"]:
+    """An image of any shape as a small square: every pixel is the mean of what it covers.
 
     Args:
-      image: uint8 [height, width, channels], an array of NumPy or JAX; squares of a multiple of 64
-        become `area_average`, and smaller ones stay.
+      image: uint8 [height, width, channels], an array of NumPy or JAX; squares of a multiple of the
+        side become `area_average`.
+      tile: the model's resolution, which is the side, if it is not more than 64.
     """
+    side = min(_SIDE, tile)
     height, width = image.shape[:2]
-    if height == width and (height < _SIDE or height % _SIDE == 0):
-        return area_average(image, min(_SIDE, height))
+    if height == width and height % side == 0:
+        return area_average(image, side)
     xp = image.__array_namespace__()
-    down, across = (xp.asarray(_covered(size)) for size in (height, width))
+    down, across = (xp.asarray(_covered(size, side)) for size in (height, width))
     planes = xp.moveaxis(image, -1, 0).astype(np.float32)
     return xp.moveaxis(xp.round(down @ planes @ across.T), 0, -1).astype(np.uint8)
 
 
-def _covered(size: int) -> Float[np.ndarray, "side size"]:
-    """Row i holds the share of every one of `size` pixels in pixel i of `_SIDE`."""
-    edges = np.arange(_SIDE + 1)[:, None] * (size / _SIDE)
+def _covered(size: int, side: int) -> Float[np.ndarray, "side size"]:
+    """Row i holds the share of every one of `size` pixels in pixel i of `side`."""
+    edges = np.arange(side + 1)[:, None] * (size / side)
     below = np.clip(edges - np.arange(size), 0.0, 1.0)
-    return (np.diff(below, axis=0) * (_SIDE / size)).astype(np.float32)
+    return (np.diff(below, axis=0) * (side / size)).astype(np.float32)
 
 
 def fit(images: Images, *, seed: int = 0) -> Components:

@@ -294,7 +294,9 @@ class Scorer:
         if self.memory is None:
             return {}
         assert self.memory.components is not None
-        return {COMPONENTS: _components_term(self.memory.components, thumbnail(image)[None])}
+        return {
+            COMPONENTS: _components_term(self.memory.components, thumbnail(image, self.tile)[None])
+        }
 
     def features(
         self, tiles: Iterable[UInt8[np.ndarray, "tile tile channels"]]
