@@ -767,7 +767,7 @@ def _check_resolutions(config: Config) -> None:
         refuse(
             "search.feature_resolution",
             config.search.feature_resolution,
-            f"a power of two from 4 to {growth.resolution}",
+            f"1, or a power of two from 4 to {growth.resolution}",
         )
 
 

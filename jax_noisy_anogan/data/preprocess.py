@@ -22,7 +22,7 @@ def prepared(
 ) -> UInt8[np.ndarray, "rows columns channels"]:
     """Bring an image to the form that a model is trained on, as `fit` and `local_contrast` say."""
     picture = fitted(image, resolution, data)
-    return local_contrast(picture, data.local_contrast or 0.0, side=resolution)
+    return local_contrast(picture, data.local_contrast, side=resolution)
 
 
 def fitted(
@@ -54,7 +54,7 @@ def pad_to_tile(
     return np.pad(image, missing + [(0, 0)] * (image.ndim - 2), mode="reflect")
 
 
-def local_contrast(image: Any, share: float, *, side: int = 0) -> Any:
+def local_contrast(image: Any, share: float | None, *, side: int = 0) -> Any:
     """Divisive contrast normalisation with Gaussian neighbourhoods (Jarrett et al. 2009, sec. 2.1).
 
     Every pixel, from 0 to 1, minus the mean of its neighbourhood, over 0.02 plus the
@@ -63,13 +63,13 @@ def local_contrast(image: Any, share: float, *, side: int = 0) -> Any:
 
     Args:
       image: uint8 [height, width, channels], an array of NumPy or JAX.
-      share: deviation of the Gaussian as a share of `side`; 0 returns the image.
+      share: deviation of the Gaussian as a share of `side`; 0, or none, returns the image.
       side: in pixels; 0 takes the image's height.
 
     Returns:
       An array of the same kind, shape and type.
     """
-    if share == 0.0:
+    if not share:
         return image
     xp = image.__array_namespace__()
     deviation = share * (side or image.shape[0])

@@ -107,7 +107,7 @@ def make_detect(
         return whole[..., :channels], located
 
     def contrasted(image: UInt8[Array, "height width channels"]) -> Array:
-        return local_contrast(image, config.data.local_contrast or 0.0, side=side)
+        return local_contrast(image, config.data.local_contrast, side=side)
 
     def detect(images: UInt8[Array, "batch height width channels"]) -> dict[str, Any]:
         shown = jax.vmap(contrasted)(images)
