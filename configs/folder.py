@@ -47,7 +47,7 @@ def get_config(name: str = "") -> Config:
             paste_defects=0.5,
             pixel_std=0.0,
         ),
-        network=NetworkConfig(fmap_base=512, fmap_max=64, latent_size=64),
+        network=NetworkConfig(fmap_base=256, fmap_max=64, latent_size=64),
         growth=GrowthConfig(resolution=64, final_images=0),
         loss=LossConfig(
             gamma=0.5, objective="equation_18", penalty_weight=0.02, abnormal_statistic="real"

@@ -27,7 +27,7 @@ OWN = {
         *(f"{kind}{size}" for kind in ("generated", "tiles") for size in ("", "_quick", "_night")),
         "generated_smoke",
     ],
-    "magnetic_tile": ["tiles", "dense"],
+    "magnetic_tile": ["dense"],
     "screw_1024": ["whole"],
 }
 VARIANTS = {
