@@ -382,10 +382,11 @@ def test_figure_3_shows_every_row_under_its_column(bench):
 
 def test_figure_6_shows_every_score_of_every_mode(bench):
     cells = figure6.cells(bench)
-    assert [cell.name for cell in cells] == ["figure6-tiled-1", "figure6-tiled-0", "figure6-whole"]
+    names = ["figure6-tiled-1", "figure6-tiled-0", "figure6-whole", "figure6-dense"]
+    assert [cell.name for cell in cells] == names
 
     def values(cell):
-        names = (*figure6._TILED_SCORES, *figure6._WHOLE_SCORES)
+        names = (*figure6._TILED_SCORES, *figure6._WHOLE_SCORES, *figure6._DENSE_SCORES)
         number = zlib.crc32(cell.name.encode())
         grey = np.full((2, 224, 224), number % 251).tolist()
         return {
@@ -404,6 +405,7 @@ def test_figure_6_shows_every_score_of_every_mode(bench):
         ("tiled", "Noisy-AnoGAN", "figure6-tiled-1", figure6._TILED_SCORES),
         ("tiled", "AnoGAN (gamma = 1)", "figure6-tiled-0", figure6._TILED_SCORES),
         ("whole puzzle", "Noisy-AnoGAN", "figure6-whole", figure6._WHOLE_SCORES),
+        ("whole puzzle", "Noisy-AnoGAN", "figure6-dense", figure6._DENSE_SCORES),
     ):
         number = zlib.crc32(name.encode())
         expected += [

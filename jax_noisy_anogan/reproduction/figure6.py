@@ -7,10 +7,9 @@ abnormal puzzles are known, and the cells of a tested puzzle are searched togeth
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,28 @@ from jax_noisy_anogan.data.examples import Example
 from jax_noisy_anogan.data.ir_mnist import CELL_SIDE, CELLS, SIDE, cell_mask
 from jax_noisy_anogan.data.splits import Split, make_split
 from jax_noisy_anogan.evaluation.metrics import image_metrics
+from jax_noisy_anogan.experiment import Trained
 from jax_noisy_anogan.reproduction import runs
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
 from jax_noisy_anogan.reproduction.results import Result, story
 from jax_noisy_anogan.runtime.files import digest
 from jax_noisy_anogan.scoring import scorer
 from jax_noisy_anogan.scoring.calibration import CALIBRATED
+from jax_noisy_anogan.scoring.memory import Memory
+from jax_noisy_anogan.scoring.scorer import ImageResult
+from jax_noisy_anogan.settings import replaced
 
 _SHOWN = 4
 _TILE, _BORDER = 32, 2  # a cell as MNIST's own digits lie: 28 pixels within 32
 _GRID = CELLS * CELL_SIDE
 _TILED_SCORES = ("difference", "score", "discriminator", CALIBRATED)
 _WHOLE_SCORES = ("difference", "attribution")
+_DENSE_SCORES = ("dense", "distance")
 _NAMES = {
     "difference": "pixel difference |x - G(z)|",
     "attribution": "pixel difference weighed by what it does to D (`score.map=attribution`)",
+    "dense": "D that judges pixels, -logit (`network.dense`)",
+    "distance": "distance to the nearest normal patch (`score.memory`)",
     "score": "L' (Eq. 24)",
     "discriminator": "discriminator, -logit D(x)",
     CALIBRATED: "calibrated",
@@ -50,19 +56,23 @@ Puzzle = UInt8[np.ndarray, "224 224 1"]
 
 
 def cells(bench: Bench) -> list[Cell]:
-    """Tiled with and without known abnormal cells, and whole puzzles."""
+    """Tiled with and without known abnormal cells; whole puzzles, also by what judges places."""
     tiled = [_tiled_cell(bench, method) for method in (runs.NOISY, runs.ANOGAN)]
-    return [*tiled, _whole_cell(bench)]
+    return [*tiled, _whole_cell(bench), _dense_cell(bench)]
 
 
 def results(bench: Bench) -> list[Result]:
     """AUROC of "contains a 3" over cells, and the pictures."""
     listed = cells(bench)
     rows: list[list[Any]] = []
-    modes = [("tiled", runs.NOISY), ("tiled", runs.ANOGAN), ("whole puzzle", runs.NOISY)]
-    for (mode, method), cell in zip(modes, listed, strict=True):
+    modes = [
+        ("tiled", runs.NOISY, _TILED_SCORES),
+        ("tiled", runs.ANOGAN, _TILED_SCORES),
+        ("whole puzzle", runs.NOISY, _WHOLE_SCORES),
+        ("whole puzzle", runs.NOISY, _DENSE_SCORES),
+    ]
+    for (mode, method, scores), cell in zip(modes, listed, strict=True):
         found = bench.kept(cell)
-        scores = _TILED_SCORES if mode == "tiled" else _WHOLE_SCORES
         for score in scores:
             figures = [None] * 3
             if found is not None:
@@ -82,7 +92,8 @@ def results(bench: Bench) -> list[Result]:
                 "their 3s; calibrated on validation cells",
                 f"tiled: {runs.settings_line(_tile_settings(bench))}",
                 f"whole: {runs.settings_line(puzzle_config(bench))}; a cell's score is the mean "
-                "of its pixels",
+                "of its pixels; D that judges pixels is another network, trained on the masks of "
+                "the known 3s, whose features the memory may take",
             ),
             _picture(bench, listed),
         )
@@ -156,23 +167,14 @@ def _tiled_cell(bench: Bench, method: str) -> Cell:
 
 def _whole_cell(bench: Bench) -> Cell:
     config = runs.with_method(puzzle_config(bench), runs.NOISY)
-    config = dataclasses.replace(config, score=dataclasses.replace(config.score, map="attribution"))
+    config = replaced(config, {"score.map": "attribution"})
     run = runs.run(bench, "figure6-whole", config)
-    count = _puzzles(bench)
 
     def compute() -> Values:
         trained = run.trained()
-        dataset, digit = trained.dataset, config.data.ir_mnist.abnormal_digit
-        tested = _tested(dataset, trained.split)[:count]
-        found = runs.look(trained, config, tested)
-        assert dataset.cells is not None
-        is_three = np.array([dataset.cells[k] == digit for k in tested])
-        scores = {
-            name: [_cell_means(getattr(result, name)).ravel() for result in found]
-            for name in _WHOLE_SCORES
-        }
+        is_three, found = _looked_at(bench, trained, config)
         return {
-            **_measured(is_three, scores),
+            **_of_maps(is_three, found, _WHOLE_SCORES),
             "pictures": {
                 "reconstruction": [
                     _enlarged(r.reconstruction[..., 0]).tolist() for r in found[:_SHOWN]
@@ -183,7 +185,40 @@ def _whole_cell(bench: Bench) -> Cell:
             },
         }
 
-    return Cell("figure6-whole", {"run": run.cell.settings, "puzzles": count}, compute)
+    return Cell(run.cell.name, {"run": run.cell.settings, "puzzles": _puzzles(bench)}, compute)
+
+
+def _dense_cell(bench: Bench) -> Cell:
+    config = runs.with_method(puzzle_config(bench), runs.NOISY)
+    asked = {"network.dense": True, "score.map": "dense", "score.memory": True}
+    config = replaced(config, asked)
+    run = runs.run(bench, "figure6-dense", config)
+
+    def compute() -> Values:
+        trained, measured = experiment.measure(validate(config), run.folder, progress=False)
+        is_three, found = _looked_at(bench, trained, config, measured.memory)
+        return _of_maps(is_three, found, _DENSE_SCORES)
+
+    return Cell(run.cell.name, {"run": run.cell.settings, "puzzles": _puzzles(bench)}, compute)
+
+
+def _looked_at(
+    bench: Bench, trained: Trained, config: Config, memory: Memory | None = None
+) -> tuple[Bool[np.ndarray, "n 11 11"], list[ImageResult]]:
+    """Where the tested puzzles hold a 3, and what search and networks say of them."""
+    cells = trained.dataset.cells
+    assert cells is not None
+    tested = _tested(trained.dataset, trained.split)[: _puzzles(bench)]
+    is_three = np.array([cells[k] == config.data.ir_mnist.abnormal_digit for k in tested])
+    return is_three, runs.look(trained, config, tested, memory)
+
+
+def _of_maps(
+    is_three: Bool[np.ndarray, "n 11 11"], found: Sequence[ImageResult], names: Sequence[str]
+) -> Values:
+    """AUROC of the means of every kind of map over cells."""
+    means = {name: [_cell_means(getattr(r, name)).ravel() for r in found] for name in names}
+    return _measured(is_three, means)
 
 
 def _puzzles(bench: Bench) -> int:

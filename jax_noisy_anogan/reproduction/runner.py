@@ -31,6 +31,7 @@ _SECONDS: dict[str, dict[str, float]] = {
         "figure3": 80,
         "figure6 tiled": 480,
         "figure6 whole": 560,
+        "figure6 dense": 700,
         "mnist": 340,
         "mnist competitors": 110,
         "figure1": 45,

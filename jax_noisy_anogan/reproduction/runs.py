@@ -27,6 +27,7 @@ from jax_noisy_anogan.networks.pixels import to_float_images
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values, identity
 from jax_noisy_anogan.runtime.files import digest
 from jax_noisy_anogan.scoring.calibration import CALIBRATED
+from jax_noisy_anogan.scoring.memory import Memory
 from jax_noisy_anogan.scoring.scorer import Image, ImageResult, Scorer
 
 SCORES = ("score", "calibrated", "residual", "feature", "abnormality", "discriminator", "local")
@@ -156,15 +157,19 @@ def float_images(dataset: Dataset, *parts: Indices) -> Images:
     return dataset.images(indices, dataset.resolution).astype(np.float32) / 127.5 - 1.0
 
 
-def look(trained: Trained, config: Config, indices: Indices) -> list[ImageResult]:
+def look(
+    trained: Trained, config: Config, indices: Indices, memory: Memory | None = None
+) -> list[ImageResult]:
     """Search images of a run's data set, trained on or not, and measure them."""
     source = trained.dataset.source(trained.dataset.resolution)
-    return look_at(trained, config, [source[int(index)] for index in indices])
+    return look_at(trained, config, [source[int(index)] for index in indices], memory)
 
 
-def look_at(trained: Trained, config: Config, images: Sequence[Image]) -> list[ImageResult]:
+def look_at(
+    trained: Trained, config: Config, images: Sequence[Image], memory: Memory | None = None
+) -> list[ImageResult]:
     """Search and measure any images of the model's resolution."""
-    scorer = Scorer(trained.model, config)
+    scorer = Scorer(trained.model, config, memory=memory)
     found = [item.latents for item in scorer.search(images)]
     return list(scorer.measure(zip(images, found, strict=True)))
 
