@@ -96,6 +96,16 @@ def test_far_from_square_is_found_and_said(tmp_path, sizes, fit, scale):
     assert "data.fit = scale, data.scale" not in " ".join(chosen.remarks)
 
 
+@pytest.mark.parametrize(
+    ("side", "fit", "said"), [(63, "crop", False), (64, "crop", True), (64, "scale", False)]
+)
+def test_photographs_that_shrink_much_are_named(tmp_path, side, fit, said):
+    folder = _save(tmp_path / "images", [(side, side), (side, 70), (300, side)])
+    config = _data(folder, tmp_path / "cache", fit=fit, scale=2.0 if fit == "scale" else 0.0)
+    told = " ".join(measured(config, open_source(config, resolution=SIDE), resolution=SIDE).remarks)
+    assert ("4 pixels of an image, on a side, become one" in told) == said
+
+
 def test_a_turned_photograph_counts_as_it_is_seen(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -28,6 +28,8 @@ _WHITE_LEVELS = (255, 1023, 4095, 16_383, 65_535)
 FAR_FROM_SQUARE = 1.5
 # Tiles of the model's size along the shorter side of the median image, where `scale` is chosen.
 _TILES_ACROSS = 2
+# Where so many pixels of a photograph, on a side, become one, small defects are lost.
+_MUCH_SMALLER = 4.0
 # Below so many of 256 levels a picture shows steps instead of shades.
 _FEW_LEVELS = 64
 _THREADS = 4
@@ -77,7 +79,10 @@ def measured(config: DataConfig, source: Source, *, resolution: int) -> Measured
     most_pixels = resolution**2
     if settled.fit == "scale":
         most_pixels = max(most_pixels, round(shapes.most_pixels / settled.scale**2))
-    remarks = (*_remarks(config, settled, content), *_shape_remarks(config, settled, shapes))
+    remarks = (
+        *_remarks(config, settled, content),
+        *_shape_remarks(config, settled, shapes, resolution),
+    )
     return Measured(settled, remarks, most_pixels)
 
 
@@ -98,7 +103,9 @@ def _settled(config: DataConfig, content: Content, shapes: Shapes, resolution: i
     )
 
 
-def _shape_remarks(asked: DataConfig, settled: DataConfig, shapes: Shapes) -> list[str]:
+def _shape_remarks(
+    asked: DataConfig, settled: DataConfig, shapes: Shapes, resolution: int
+) -> list[str]:
     if settled.fit == "scale" and settled != dataclasses.replace(
         settled, fit=asked.fit, scale=asked.scale
     ):
@@ -107,12 +114,18 @@ def _shape_remarks(asked: DataConfig, settled: DataConfig, shapes: Shapes) -> li
             f"{shapes.ratio:.2f} times the shorter one (median) keep their shape, and are worked "
             f"on in tiles; {settled.scale:g} pixels of an image become one"
         ]
+    remarks = []
     if settled.fit == "stretch" and shapes.ratio > 1.05:
-        return [
+        remarks.append(
             f"images are stretched to squares, by {shapes.ratio:.2f} (median): data.fit = scale, "
             "pad or crop keeps their shape"
-        ]
-    return []
+        )
+    if settled.fit != "scale" and shapes.shorter >= _MUCH_SMALLER * resolution:
+        remarks.append(
+            f"{shapes.shorter / resolution:.0f} pixels of an image, on a side, become one: what is "
+            "smaller is lost; a larger growth.resolution, or data.fit = scale, shows more"
+        )
+    return remarks
 
 
 def _remarks(asked: DataConfig, settled: DataConfig, content: Content) -> list[str]:
