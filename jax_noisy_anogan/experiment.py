@@ -136,7 +136,7 @@ def fit(
     *,
     masks: Images | None = None,
     workdir: str | Path,
-    minutes: float = 30.0,
+    minutes: float = 10.0,
     changes: Sequence[str] = (),
     progress: bool = True,
 ) -> Detector:

@@ -120,8 +120,8 @@ def test_every_command_of_the_readme_and_the_inspection_page_runs_in_its_order(d
 
 def test_the_python_of_the_pages_runs(desk):
     (program,) = {_python(page) for page in PAGES.values()}
-    assert program.count("minutes=30") == 1
+    assert program.count("minutes=10") == 1
     changes = [f"{name}={value}" for name, value in _small(desk).items()]
-    program = program.replace("minutes=30", f"minutes=30, changes={changes}")
+    program = program.replace("minutes=10", f"minutes=30, changes={changes}")
     printed = _run(desk, sys.executable, "-c", program)
     assert len(re.findall(r"^(?:True|False) [01]\.\d+ ", printed, re.M)) == 2
