@@ -18,8 +18,8 @@ were better than the difference to G(z). The threshold is to flag 5 % of good pa
 (`score.false_positive_rate`), since a handful of known defects says little about the best one.
 
 Hardware: a laptop CPU.
-Time: 10 minutes of training, or what `--config.train.minutes` says; then the search. Longer training
-is not always better: D learns few known defects by heart (docs/surfaces.md).
+Time: 10 minutes of training, or what `--config.train.minutes` says; then the search. More is not
+always better: D learns few known defects by heart (docs/surfaces.md).
 Expect: it depends on the images; the report compares the run with simple yardsticks.
 """
 
