@@ -44,9 +44,7 @@ def get_config(name: str = "") -> Config:
             paste_defects=0.5,
         ),
         network=NetworkConfig(fmap_base=256, fmap_max=64, latent_size=64),
-        growth=GrowthConfig(
-            resolution=64, stable_images=500, fade_images=500, final_images=10_000
-        ),
+        growth=GrowthConfig(resolution=64, stable_images=500, fade_images=500, final_images=10_000),
         loss=LossConfig(
             gamma=0.5, objective="equation_18", penalty_weight=0.02, abnormal_statistic="real"
         ),
