@@ -19,7 +19,7 @@ were better than the difference to G(z). The threshold is to flag 5 % of good pa
 
 Hardware: a laptop CPU.
 Time: 10 minutes of training, or what `--config.train.minutes` says; then the search. More is not
-always better: D learns few known defects by heart (docs/surfaces.md).
+always better (docs/surfaces.md).
 Expect: it depends on the images; the report compares the run with simple yardsticks.
 """
 

@@ -5,12 +5,12 @@ side of the split (`data.keep_together`): a random split would test tiles that t
 
 The settings are those of `folder`, as it chooses them for these images: whole tiles of 64 x 64 in
 local contrast, because light differs more between the surfaces than defects do. Training is short
-and its rates fall: D soon knows the few known defects by heart, and no others. `:dense` judges
-every pixel, with simulated defects beside the known ones. Any folder in that layout will do;
-`describe` prints the pixel scale for it.
+and its rates fall, since longer training was no better. `:dense` judges every pixel, with simulated
+defects beside the known ones. Any folder in that layout will do; `describe` prints the pixel scale
+for it.
 
 Hardware: a CPU.
-Time: 12 minutes on one x86-64 core.
+Time: 10 minutes on one x86-64 core.
 Expect: AUROC 0.81 of tiles that training has not seen, pixel AUROC 0.73 (docs/surfaces.md).
 
     python -m jax_noisy_anogan.train --config configs/magnetic_tile.py --config.data.root=FOLDER \

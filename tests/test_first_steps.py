@@ -122,6 +122,6 @@ def test_the_python_of_the_pages_runs(desk):
     (program,) = {_python(page) for page in PAGES.values()}
     assert program.count("minutes=10") == 1
     changes = [f"{name}={value}" for name, value in _small(desk).items()]
-    program = program.replace("minutes=10", f"minutes=30, changes={changes}")
+    program = program.replace("minutes=10", f"minutes=10, changes={changes}")
     printed = _run(desk, sys.executable, "-c", program)
     assert len(re.findall(r"^(?:True|False) [01]\.\d+ ", printed, re.M)) == 2
