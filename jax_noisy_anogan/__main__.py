@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "score a run's held-out images again",
     "test": "test a trained run on a new labelled folder",
     "score": "score image files with a trained run",
+    "compare": "compare settings by cross-validation inside the training part",
     "describe": "print what a data set holds, and draw a contact sheet",
     "prepare": "write a data set's records",
     "export": "write a trained run as one file that needs only jax",

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,11 +92,17 @@ def opened(config: Config, folder: Path) -> Iterator[Config]:
         yield config
 
 
-def split_of(config: Config, folder: Path, dataset: Dataset) -> Split:
+Divide = Callable[[Dataset], Split]
+
+
+def split_of(config: Config, folder: Path, dataset: Dataset, divide: Divide | None = None) -> Split:
     """The division that a run trained with, or a new one, which is kept with the run.
 
     Changed settings of a run that has trained are kept only now: a folder with other images leaves
     it as it was.
+
+    Args:
+      divide: makes the new one; `make_split` where it is None.
 
     Raises:
       DataError: an image of the run's split is missing, or a part would be empty.
@@ -106,7 +112,7 @@ def split_of(config: Config, folder: Path, dataset: Dataset) -> Split:
         split = split_file.read(path, dataset)
         processes.on_first_process(lambda: workdir_lib.settle_config(folder, config))
         return split
-    split = make_split(dataset, config.data)
+    split = make_split(dataset, config.data) if divide is None else divide(dataset)
     processes.on_first_process(lambda: split_file.write(path, split, dataset))
     return split
 
@@ -172,18 +178,24 @@ def train(config: Config, folder: Path, *, progress: bool = True) -> Trained:
         return _trained(config, folder, progress)
 
 
-def measure(config: Config, folder: Path, *, progress: bool = True) -> tuple[Trained, Measured]:
-    """`run` without its files of results: for tables over many runs. In one process only."""
+def measure(
+    config: Config, folder: Path, *, divide: Divide | None = None, progress: bool = True
+) -> tuple[Trained, Measured]:
+    """`run` without its files of results: for tables over many runs. In one process only.
+
+    Args:
+      divide: another way to divide the images than the settings'.
+    """
     with opened(config, folder) as config:
-        trained = _trained(config, folder, progress)
+        trained = _trained(config, folder, progress, divide)
         return trained, held_out.measure(config, folder, *trained, progress=progress)
 
 
-def _trained(config: Config, folder: Path, progress: bool) -> Trained:
+def _trained(config: Config, folder: Path, progress: bool, divide: Divide | None = None) -> Trained:
     parallel.keep_compiled(config.train.compilation_cache_dir)
     dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=progress)
     _say_left_out(dataset)
-    split = split_of(config, folder, dataset)
+    split = split_of(config, folder, dataset, divide)
     calibration_lib.require_normals(len(split.validation_normal))
     _warn_of_faint_images(config, dataset, split)
     if progress and jax.process_index() == 0:

@@ -11,7 +11,17 @@ import pytest
 import jax_noisy_anogan
 
 PACKAGE = Path(jax_noisy_anogan.__file__).parent
-COMMANDS = {"train", "evaluate", "test", "score", "export", "prepare", "describe", "reproduce"}
+COMMANDS = {
+    "train",
+    "evaluate",
+    "test",
+    "score",
+    "compare",
+    "export",
+    "prepare",
+    "describe",
+    "reproduce",
+}
 # From the ground up: a room may import itself and what stands before it.
 STOREYS = (
     "errors",

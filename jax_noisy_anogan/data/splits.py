@@ -50,6 +50,8 @@ class Split:
       train_normal: unlabelled training images; abnormal ones among them are the contamination.
       transductive: the protocol tests its training images too: the normal training and validation
         images are then also in `test`, and only the other parts are disjoint.
+      groups: a number per example; those that share it fall to one part. None: each on its own. Not
+        kept with a run.
     """
 
     protocol: str
@@ -61,6 +63,7 @@ class Split:
     validation_known_abnormal: Int[np.ndarray, " d"]
     test: Int[np.ndarray, " e"]
     transductive: bool = False
+    groups: Int[np.ndarray, " n"] | None = None
 
     def part(self, name: str) -> Int[np.ndarray, " n"]:
         """The indices of one of `PARTS`."""
@@ -250,7 +253,7 @@ class Examples:
     Attributes:
       marks: "train", "test", "unlabeled" or "" per example.
       normal_classes: names that the data set itself declares normal.
-      groups: a number per example; those that share it fall to one part. None: each on its own.
+      groups: as of a split.
       grouping: what they have in common, in words.
     """
 
@@ -500,6 +503,7 @@ def _finish(
         validation_known_abnormal=held_known,
         test=test,
         transductive=transductive,
+        groups=groups,
     )
 
 
