@@ -205,12 +205,25 @@ def test_the_supervised_methods_have_the_splits_and_labels_of_the_mnist_runs(ben
     assert "Supervised CNN: the same in both rows of a digit" in text
 
 
+PAIRS = [(digit, seed) for digit in (3, 8) for seed in (0, 1)]
+
+
 def test_objectives_are_compared_on_validation_images_with_r1_as_strong_in_both(bench):
     _fill(bench, objective_table.cells(bench), _distinct)
     (table,) = objective_table.results(bench)
     rows = {tuple(row[:2]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
     methods = {"Noisy-AnoGAN": 1, "Noisy-AnoGAN, Eq. 18": 2}
-    assert len(rows) == 3 * len(methods)
+    assert len(rows) == 3 * len(methods) + 1
+    for score in runs.SCORES:
+        fifteen, eighteen = (
+            np.array([_figure(f"mnist-{d}-{n}-{s}", "validation_auroc", score) for d, s in PAIRS])
+            for n in (1, 2)
+        )
+        test = stats.ttest_rel(eighteen, fifteen)
+        low, high = test.confidence_interval()
+        shown = rows["difference", "Eq. 18 minus Eq. 15"][score]
+        middle = np.mean(eighteen - fifteen)
+        assert shown.startswith(f"{middle:+.3f} [{low:+.3f}, {high:+.3f}], p = ")
     for method, number in methods.items():
         cells = {d: [f"mnist-{d}-{number}-{seed}" for seed in (0, 1)] for d in (3, 8)}
         for score in runs.SCORES:

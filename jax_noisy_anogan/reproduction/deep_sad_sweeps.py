@@ -9,9 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import numpy as np
-from scipy import stats
-
 from jax_noisy_anogan.baselines import SEMI_SUPERVISED, deep_sad, published, supervised_cnn
 from jax_noisy_anogan.config import Config, DataConfig
 from jax_noisy_anogan.data.dataset import Dataset
@@ -24,6 +21,7 @@ from jax_noisy_anogan.reproduction.results import (
     lines_figure,
     mean,
     mean_and_deviation,
+    paired,
     story,
 )
 from jax_noisy_anogan.reproduction.runs import Run, auroc
@@ -214,11 +212,7 @@ def _advantage(bench: Bench, columns: list[dict[str, tuple[Cell, str]]]) -> str 
         found = [v for cell, score in both for v in found_in(bench, [cell], auroc(score))]
         if len(found) == len(both):
             differences.append(found[0] - found[1])
-    if len(differences) < 2 or not np.ptp(differences):
-        return None
-    low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
-    p = stats.wilcoxon(differences).pvalue
-    return f"{mean(differences):+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}"
+    return paired(differences)
 
 
 def _config(bench: Bench, pair: Pair, point: Point) -> Config:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+from scipy import stats
 
 from jax_noisy_anogan import pictures
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values
@@ -119,6 +121,16 @@ def mean_and_deviation(values: Sequence[float]) -> str | None:
         return f"{middle:.3f}"
     deviation = mean([(value - middle) ** 2 for value in values]) ** 0.5
     return f"{middle:.3f} ± {deviation:.3f}"
+
+
+def paired(differences: Sequence[float]) -> str | None:
+    """Their mean with its 95 % interval (Student's t), and the two-sided p of Wilcoxon's
+    signed-rank test; None where fewer than two can tell."""
+    if len(differences) < 2 or not np.ptp(differences):
+        return None
+    low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    p = stats.wilcoxon(differences).pvalue
+    return f"{mean(differences):+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}"
 
 
 def lines_figure(
