@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,8 @@ from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.runtime import messages, processes
 from jax_noisy_anogan.scoring.calibration import ANOMALY
+
+_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -164,6 +167,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     # Whoever ignores it, as `nohup` does with another signal, has asked for that.
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+    _keep_signals()
     app.run(lambda argv: _call(main, argv[1:]), flags_parser=_parse_flags)
 
 
@@ -296,7 +300,7 @@ def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
     except _Terminated:
         _fail(
             "stopped: what is finished is kept, and the same command goes on with it",
-            75,
+            _STOPPED,
             at_once=True,
         )
     except KeyboardInterrupt:
@@ -309,6 +313,26 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
+
+
+def _keep_signals() -> None:
+    """What a signal raises inside a callback of the garbage collector is lost: send it again then.
+
+    JAX has such a callback. Without this a stop that came at its moment would stop nothing.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        error = lost.exc_value
+        stops = isinstance(error, _Terminated) or getattr(error, "exit_code", 0) == _STOPPED
+        if stops or isinstance(error, KeyboardInterrupt):
+            number = signal.SIGTERM if stops else signal.SIGINT
+            # Not before the callback has returned.
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
 
 
 def _missing_device() -> str:

@@ -14,7 +14,7 @@ from jax_noisy_anogan.data.examples import BadImageError
 from jax_noisy_anogan.runtime.messages import PACKAGE
 
 _PROGRAM = f"""
-import logging, os, signal, sys, threading, warnings
+import gc, logging, os, signal, sys, threading, time, warnings
 from absl import logging as absl_logging
 from jax_noisy_anogan import cli
 
@@ -36,6 +36,15 @@ def main(arguments):
         os.abort()
     if "terminated" in arguments:
         os.kill(os.getpid(), signal.SIGTERM)
+        print("not reached", file=sys.stderr)
+    if arguments and arguments[0] == "collected":
+        # A signal that comes while the garbage collector calls back: what it raises there is lost.
+        number = signal.Signals[arguments[1]]
+        gc.callbacks.append(lambda phase, info: os.kill(os.getpid(), number))
+        gc.collect()
+        gc.callbacks.pop()
+        for _ in range(3000):
+            time.sleep(0.01)
         print("not reached", file=sys.stderr)
 
 cli.run(main)
@@ -103,3 +112,10 @@ def test_libtiff_prints_nothing_while_images_are_decoded_and_as_before_afterward
     with Image.open(path) as picture, pytest.raises(OSError, match="decoder error"):
         picture.load()
     assert "ZIPDecode" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_signal_that_comes_while_garbage_is_collected_stops_too(tmp_path, number, code):
+    done = _run(tmp_path, "collected", number)
+    assert done.returncode == code
+    assert "not reached" not in done.stderr
