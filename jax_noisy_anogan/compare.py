@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from jax_noisy_anogan import cli, experiment
 from jax_noisy_anogan import config as config_lib
@@ -33,6 +33,7 @@ from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.evaluation import yardsticks
 from jax_noisy_anogan.evaluation.comparison import Judged, Row, best, rows, simple
 from jax_noisy_anogan.evaluation.held_out import Measured
+from jax_noisy_anogan.reproduction.cells import identity
 from jax_noisy_anogan.runtime.files import digest, user_path, write_text
 from jax_noisy_anogan.scoring.calibration import ANOMALY
 from jax_noisy_anogan.training.estimate import in_words
@@ -163,7 +164,7 @@ def _scores(config: Config, split: Split, folder: Path) -> dict[str, list[float]
         # Trainings of a candidate are the same programs.
         train = dataclasses.replace(config.train, compilation_cache_dir=str(folder / "compiled"))
         config = dataclasses.replace(config, train=train)
-    run = folder / "runs" / digest(dataclasses.asdict(config), split.to_json()["parts"])
+    run = folder / "runs" / digest(identity(config), split.to_json()["parts"])
     kept = run / "judged.json"
     if not kept.exists():
         run.mkdir(parents=True, exist_ok=True)
@@ -197,7 +198,9 @@ def _columns(measured: Measured) -> dict[str, list[float]]:
 
 
 def _show(table: Sequence[Row], judged: Sequence[Judged], chosen: int) -> None:
-    shown = Table("candidate", ANOMALY, "by fold", "beyond the first", "best term")
+    # Settings are to be copied: wrapped, and never cut off.
+    first = Column("candidate", overflow="fold")
+    shown = Table(first, ANOMALY, "by fold", "gain", "best term")
     for place, row in enumerate(table):
         gain = f"{row.gain:+.3f} ± {row.error:.3f}" if place else "–"
         term = max(row.terms, key=lambda name: row.terms[name])
@@ -213,8 +216,8 @@ def _show(table: Sequence[Row], judged: Sequence[Judged], chosen: int) -> None:
     images = sum(len(fold.is_abnormal) for fold in judged)
     console.print(
         f"AUROC of {images - abnormal:,} normal and {abnormal:,} known abnormal images of the "
-        "training part, each judged by a run that has not seen it; ± is one standard error by the "
-        "images, and another training can differ as much again",
+        "training part, each judged by a run that has not seen it; gain is that beyond the first "
+        "candidate, ± one standard error by the images; another training can differ as much again",
         soft_wrap=True,
         highlight=False,
     )
