@@ -40,7 +40,14 @@ def main(arguments):
     if arguments and arguments[0] == "collected":
         # A signal that comes while the garbage collector calls back: what it raises there is lost.
         number = signal.Signals[arguments[1]]
-        gc.callbacks.append(lambda phase, info: os.kill(os.getpid(), number))
+        sent = []
+
+        def send(phase, info):
+            if not sent:
+                sent.append(number)
+                os.kill(os.getpid(), number)
+
+        gc.callbacks.append(send)
         gc.collect()
         gc.callbacks.pop()
         for _ in range(3000):
