@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from jax_noisy_anogan.config import DataConfig, IrMnistConfig, SyntheticConfig
 from jax_noisy_anogan.data import ir_mnist, synthetic
@@ -156,7 +157,6 @@ def test_a_defect_changes_exactly_its_mask_and_less_than_one_percent(texture, ki
         assert 0 < mask.mean() < 0.01
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("texture", synthetic.TEXTURES)
 def test_large_surfaces_keep_their_defects_small(texture):
     rng = np.random.default_rng(0)
@@ -165,6 +165,13 @@ def test_large_surfaces_keep_their_defects_small(texture):
         damaged, mask = synthetic.draw_defect(surface, kind, rng)
         np.testing.assert_array_equal(damaged != surface, mask)
         assert 0 < mask.mean() < 0.01
+
+
+def test_noise_is_what_smoothing_in_space_without_borders_gives():
+    drawn = synthetic._noise(128, (24.0, 40.0), np.random.default_rng(3))
+    white = np.random.default_rng(3).standard_normal((128, 128), np.float32)
+    smooth = ndimage.gaussian_filter(white, [3.0, 5.0], mode="wrap", truncate=8)
+    np.testing.assert_allclose(drawn, smooth / smooth.std(), atol=1e-3)
 
 
 def test_synthetic_surfaces_depend_on_seed_and_number_only(tmp_path):
