@@ -3,7 +3,8 @@
 The schedule is that of Karras et al. 2018 (600,000 images per phase). Synthetic surfaces unless
 one's own images are named: --config.data.name=image_folder --config.data.root=FOLDER.
 
-Hardware: a GPU; 4 GiB of its memory, by the compiler's estimate on a CPU.
+Hardware: a GPU. By the compiler's estimate on a CPU a training step takes 4 GiB of its memory, and
+a search iteration of 4 images 7.2 GiB (`search.batch_size` is 8).
 Time: more than a year on a CPU, as `train` says at its beginning; not measured on a GPU.
 Expect: not run at this size.
 
