@@ -73,16 +73,29 @@ _SHOWN = (
 )
 
 
+# Chosen for `--minutes`.
+_LENGTHS = (
+    "growth.stable_images",
+    "growth.fade_images",
+    "growth.final_images",
+    "train.minutes",
+)
+
+
 class Candidate(NamedTuple):
     """Settings to compare.
 
     Attributes:
-      name: the changes, in words.
       config: validated.
+      changes: what they change of those as given, as `section.field=value`.
     """
 
-    name: str
     config: Config
+    changes: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        return shlex.join(self.changes) or "as given"
 
 
 def candidates(config: Config, tries: Sequence[str], minutes: float, parts: int) -> list[Candidate]:
@@ -93,26 +106,31 @@ def candidates(config: Config, tries: Sequence[str], minutes: float, parts: int)
       parts: trainings of each candidate.
 
     Raises:
-      ConfigError: a try changes no setting, or one that divides the images.
+      ConfigError: a try changes no setting, or one that divides the images or that `minutes` sets.
     """
     asked = [shlex.split(text) for text in tries] or [_other_view(config)]
-    for changes in asked:
-        for change in changes:
-            section, _, name = change.partition("=")[0].removeprefix("config.").partition(".")
+    listed = [Candidate(validate(config))]
+    for given in asked:
+        changes = [change.removeprefix("config.") for change in given]
+        if not changes:
+            raise ConfigError('--try is empty: expected settings, as --try "growth.resolution=128"')
+        for changed in (change.partition("=")[0] for change in changes):
+            section, _, name = changed.partition(".")
             if section == "data" and name not in _SHOWN:
                 raise ConfigError(
                     f"--try changes data.{name}, and all candidates judge the same images: give "
                     f"--config.data.{name} for all of them"
                 )
-    listed = [("as given", config)]
-    for changes in asked:
-        if not changes:
-            raise ConfigError('--try is empty: expected settings, as --try "growth.resolution=128"')
-        listed.append((" ".join(changes), config_lib.changed(config, changes)))
+            if minutes and changed in _LENGTHS:
+                raise ConfigError(
+                    f"--try changes {changed}, and all candidates train for a share of --minutes: "
+                    "give --minutes=0"
+                )
+        listed.append(Candidate(config_lib.changed(config, changes), changes))
     if minutes:
         each = minutes / (len(listed) * parts)
-        listed = [(name, _lasting(settings, each)) for name, settings in listed]
-    return [Candidate(name, validate(settings)) for name, settings in listed]
+        listed = [item._replace(config=_lasting(item.config, each)) for item in listed]
+    return listed
 
 
 def _other_view(config: Config) -> list[str]:
@@ -128,7 +146,7 @@ def _other_view(config: Config) -> list[str]:
 def _lasting(config: Config, minutes: float) -> Config:
     growth = dataclasses.replace(config.growth, final_images=0)
     train = dataclasses.replace(config.train, minutes=minutes)
-    return dataclasses.replace(config, growth=growth, train=train)
+    return validate(dataclasses.replace(config, growth=growth, train=train))
 
 
 def judge(listed: Sequence[Candidate], parts: int, folder: Path) -> list[Judged]:
@@ -252,8 +270,8 @@ def main(arguments: list[str]) -> None:
     _show(table, judged, chosen)
     path = folder / "comparison.json"
     write_text(path, json.dumps(_written(table, judged, chosen), indent=1) + "\n")
-    flags_to_add = " ".join(f"--config.{change}" for change in shlex.split(table[chosen].name))
-    take = f"train with {flags_to_add} besides" if chosen else "train with the settings as given"
+    added = shlex.join(f"--config.{change}" for change in listed[chosen].changes)
+    take = f"train with {added} besides" if chosen else "train with the settings as given"
     print(f"results: {path}\nnext: {take}")
 
 

@@ -11,6 +11,7 @@ from jax_noisy_anogan import cli, experiment
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.evaluation import results as results_lib
+from jax_noisy_anogan.runtime import parallel
 from jax_noisy_anogan.runtime.files import user_path
 from jax_noisy_anogan.training import state as state_lib
 
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments)
     folder = user_path(_WORKDIR.value, "--workdir")
     config = config_lib.changed(config_lib.load(folder), _SET.value)
+    parallel.keep_compiled_privately()
     with experiment.opened(config, folder) as config:
         trained = state_lib.load_model(folder, config)
         dataset = load_dataset(config.data, resolution=config.growth.resolution)

@@ -76,7 +76,7 @@ def opened(config: Config, folder: Path) -> Iterator[Config]:
         choices, remarks = choose(config)
         for remark in remarks if jax.process_index() == 0 else ():
             print(remark, file=sys.stderr)
-    config = workdir_lib.with_choices(config, choices)
+    asked, config = config, workdir_lib.with_choices(config, choices)
     with contextlib.ExitStack() as held:
 
         def hold() -> None:
@@ -89,7 +89,8 @@ def opened(config: Config, folder: Path) -> Iterator[Config]:
             workdir_lib.write_choices(folder, choices)
 
         processes.on_first_process(hold)
-        yield config
+        # Lengths come from a stopwatch, and no two processes see the same time.
+        yield workdir_lib.with_choices(asked, workdir_lib.read_choices(folder))
 
 
 Divide = Callable[[Dataset], Split]

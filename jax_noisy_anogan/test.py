@@ -13,6 +13,7 @@ from absl import flags
 from jax_noisy_anogan import cli
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.evaluation import new_data
+from jax_noisy_anogan.runtime import parallel
 from jax_noisy_anogan.runtime.files import user_path
 
 _WORKDIR = cli.define_workdir("Folder of a finished run, which is only read")
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments)
     run, out = user_path(_WORKDIR.value, "--workdir"), user_path(_OUT.value, "--out")
     config = new_data.settings_for(config_lib.load(run), _DATA.value, _SET.value)
+    parallel.keep_compiled_privately()
     results = new_data.judge(run, config, out, recalibrate=_RECALIBRATE.value)
     cli.print_results(results)
     print(f"results: {out / 'report.html'}, {out / 'scores.csv'}")

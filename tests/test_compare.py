@@ -1,5 +1,6 @@
 """Settings are compared inside the training part: its folds, its figures, and what is refused."""
 
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data.folds import folds
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.errors import DataError
@@ -176,6 +178,7 @@ def test_the_first_candidate_is_left_only_for_more_than_a_standard_error():
         ("", "--try is empty"),
         ("network.no_such=1", "expected section.field=value"),
         ("loss.gamma=7", "config.loss.gamma"),
+        ("config.growth.final_images=500", "--minutes=0"),
     ],
 )
 def test_a_candidate_that_cannot_be_compared_ends_before_anything_trains(tmp_path, tried, message):
@@ -186,3 +189,21 @@ def test_a_candidate_that_cannot_be_compared_ends_before_anything_trains(tmp_pat
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_candidates_are_named_by_what_must_be_added_to_the_command():
+    program = """
+from jax_noisy_anogan import compare
+from jax_noisy_anogan.config import Config
+
+tries = ['growth.minibatch="{\\'32\\': 8}" config.loss.gamma=0.5', "growth.final_images=500"]
+for candidate in compare.candidates(Config(), tries, 0.0, 2):
+    print(candidate.config.loss.gamma, candidate.config.growth.final_images, candidate.name)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    given, first, second = (line.split(" ", 2) for line in done.stdout.splitlines())
+    assert given == [str(Config().loss.gamma), str(Config().growth.final_images), "as given"]
+    assert first[:2] == ["0.5", given[1]]
+    assert shlex.split(first[2]) == ["growth.minibatch={'32': 8}", "loss.gamma=0.5"]
+    assert second == [given[0], "500", "growth.final_images=500"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jax_noisy_anogan.runtime.parallel import keep_compiled_privately
+from jax_noisy_anogan.runtime.parallel import keep_compiled, keep_compiled_privately
 
 _NAMES = (
     "jax_compilation_cache_dir",
@@ -36,6 +36,13 @@ def test_programs_are_kept_in_a_folder_that_others_cannot_open(home):
     assert folder.is_relative_to(home)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert [*folder.glob("*-cache")]
+
+
+def test_programs_are_kept_where_the_user_says_even_after_others_were_compiled(home):
+    jax.jit(lambda x: x + 1)(1.0)
+    keep_compiled(str(home / "programs"))
+    jax.jit(lambda x: jnp.cos(x) * 4.5)(jnp.ones(9)).block_until_ready()
+    assert [*(home / "programs").glob("*-cache")]
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o740])

@@ -205,7 +205,7 @@ def _counting(monkeypatch):
 def _evaluated_again(config, folder):
     dataset = load_dataset(config.data, resolution=8)
     split = make_split(dataset, config.data)
-    return results_lib.evaluate(config, folder, dataset, split, load_model(folder), progress=False)
+    return results_lib.evaluate(config, folder, dataset, split, load_model(folder, config), progress=False)
 
 
 def test_an_image_is_searched_and_measured_once_and_what_is_kept_is_not_made_again(
@@ -394,7 +394,7 @@ def test_map_statistics_rest_on_validation_normals_and_local_of_each_on_the_othe
     config, folder = finished_run
     dataset = load_dataset(config.data, resolution=8)
     split = make_split(dataset, config.data)
-    model = scorer.Scorer(load_model(folder), config)
+    model = scorer.Scorer(load_model(folder, config), config)
     found = held_out.HeldOut(config, folder, dataset, split, model)
     maps = np.stack([result.map for result in found.results("validation_normal")])
     sigma = config.score.map_sigma

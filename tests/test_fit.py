@@ -44,6 +44,34 @@ def test_arrays_files_and_pictures_become_one_tree_that_the_same_call_does_not_t
     assert {path: path.lstat().st_mtime_ns for path in root.rglob("*")} == times
 
 
+@pytest.mark.parametrize("change", ["fewer", "other", "no defects", "no masks", "a folder"])
+def test_other_images_never_take_the_place_of_those_of_before(tmp_path, change):
+    normal, faulty = _photographs(3, 0), _photographs(2, 1, spot=True)
+    masks = [image == 255 for image in faulty]
+    gather(tmp_path / "images", normal=normal, abnormal=faulty, masks=masks)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    assert len(before) == 7
+    (tmp_path / "good").mkdir()
+    given = {"normal": normal, "abnormal": faulty, "masks": masks} | {
+        "fewer": {"normal": normal[:2]},
+        "other": {"normal": normal[::-1]},
+        "no defects": {"abnormal": (), "masks": None},
+        "no masks": {"masks": None},
+        "a folder": {"normal": tmp_path / "good"},
+    }[change]
+    with pytest.raises(DataError, match="holds other images"):
+        gather(tmp_path / "images", **given)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_images_are_never_written_into_a_folder_that_was_given(tmp_path):
+    (tmp_path / "good").mkdir()
+    gather(tmp_path / "images", normal=tmp_path / "good")
+    with pytest.raises(DataError, match="holds other images"):
+        gather(tmp_path / "images", normal=_photographs(2, 0))
+    assert not list((tmp_path / "good").iterdir())
+
+
 def test_a_folder_becomes_a_link(tmp_path):
     (tmp_path / "good").mkdir()
     root = gather(tmp_path / "images", normal=tmp_path / "good")

@@ -17,9 +17,12 @@ import pytest
 
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan import experiment
+from jax_noisy_anogan.config import Config, GrowthConfig
+from jax_noisy_anogan.runtime import processes, workdir
 from jax_noisy_anogan.runtime.files import checksum
 from jax_noisy_anogan.training import loop
 from jax_noisy_anogan.training import state as state_lib
+from jax_noisy_anogan.training.choices import Choices
 from jax_noisy_anogan.training.growth import make_schedule
 from jax_noisy_anogan.training.state import grow_state
 
@@ -49,6 +52,19 @@ def get_config():
         search=SearchConfig(steps=2, batch_size=16),
     )
 """
+
+
+def test_every_process_trains_as_long_as_the_first_one_chose(tmp_path, monkeypatch):
+    """Each measures its own speed: lengths that differ would leave some waiting for the others."""
+
+    def first_process(hold):
+        workdir.write_choices(tmp_path, {"growth.final_images": (0, 300)})
+
+    own = Choices({"growth.final_images": (0, 500)}, [])
+    monkeypatch.setattr(experiment, "choose", lambda config: own)
+    monkeypatch.setattr(processes, "on_first_process", first_process)
+    with experiment.opened(Config(growth=GrowthConfig(final_images=0)), tmp_path) as config:
+        assert config.growth.final_images == 300
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +159,7 @@ def test_after_the_end_the_command_only_evaluates_again(command, monkeypatch):
 
 def test_a_finished_run_is_a_model(command):
     _, folder, _ = command
-    found = state_lib.load_model(folder)
+    found = state_lib.load_model(folder, config_lib.load(folder))
     assert found.networks.resolution == 8
     assert float(found.statistics.weight) > 0
 
@@ -248,7 +264,9 @@ def test_the_command_killed_at_random_times_ends_with_the_same_bits(command, tmp
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert kills > 0
-    ours, theirs = state_lib.load_model(folder), state_lib.load_model(finished)
+    ours, theirs = (
+        state_lib.load_model(each, config_lib.load(each)) for each in (folder, finished)
+    )
     assert checksum((ours.params, ours.statistics)) == checksum((theirs.params, theirs.statistics))
     config = config_lib.load(finished)
     assert faults.fingerprint(folder, config) == faults.fingerprint(finished, config)

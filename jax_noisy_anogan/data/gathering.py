@@ -22,7 +22,8 @@ def gather(
     """Arrange images below `folder` as `normal/`, `abnormal/` and `masks/`; return `folder`.
 
     Nothing is copied: folders and files become links. Arrays and images of Pillow become PNG files.
-    The same images give the same tree, and what is there already is not written again.
+    The same images give the same tree, and what is there already is not written again; other images
+    never take their place.
 
     Args:
       normal, abnormal: a folder, or images: paths, arrays (uint8 or uint16, `[h, w]` or
@@ -31,21 +32,21 @@ def gather(
         them, in their order; above 0 is defective.
 
     Raises:
-      DataError: something is missing or no image, or masks and abnormal images differ in number.
+      DataError: something is missing or no image, masks and abnormal images differ in number, or
+        `folder` holds other images.
     """
     names = _place(folder / "normal", normal)
     if not names and not isinstance(normal, str | Path):
         raise DataError("normal holds no image: expected a folder or a list of images")
     names = _place(folder / "abnormal", abnormal)
     stems = [Path(name).stem for name in names]
-    if isinstance(masks, str | Path):
-        _place(folder / "masks", masks)
-    elif masks is not None and len(masks) != len(stems):
+    masks = () if masks is None else masks
+    listed = not isinstance(masks, str | Path)
+    if listed and len(masks) and len(masks) != len(stems):
         raise DataError(
             f"{len(masks)} masks of {len(stems)} abnormal images in a list: expected one each"
         )
-    elif masks is not None:
-        _place(folder / "masks", masks, stems)
+    _place(folder / "masks", masks, stems)
     return folder
 
 
@@ -57,13 +58,17 @@ def _place(target: Path, images: Images, stems: Sequence[str] = ()) -> list[str]
             raise DataError(f"{images} is no folder: expected one, or a list of images")
         _link(target, source)
         return []
-    if not len(images):
-        return []
-    target.mkdir(parents=True, exist_ok=True)
-    return [
+    if target.is_symlink():
+        raise _other_images(target)
+    if len(images):
+        target.mkdir(parents=True, exist_ok=True)
+    names = [
         _place_one(target, image, stems[number] if stems else f"{number:06d}")
         for number, image in enumerate(images)
     ]
+    if target.is_dir() and {path.name for path in target.iterdir()} != set(names):
+        raise _other_images(target)
+    return names
 
 
 def _place_one(target: Path, image: OneImage, stem: str) -> str:
@@ -76,8 +81,10 @@ def _place_one(target: Path, image: OneImage, stem: str) -> str:
         return path.name
     path = target / f"{stem}.png"
     content = _png(image)
-    if not path.exists() or path.read_bytes() != content:
+    if not path.exists():
         write_bytes(path, content)
+    elif path.read_bytes() != content:
+        raise _other_images(path)
     return path.name
 
 
@@ -101,6 +108,10 @@ def _link(path: Path, source: Path) -> None:
     if path.is_symlink() and path.resolve() == source:
         return
     if path.exists() or path.is_symlink():
-        raise DataError(f"{path} holds other images: use another workdir")
+        raise _other_images(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(source)
+
+
+def _other_images(path: Path) -> DataError:
+    return DataError(f"{path} holds other images: remove it, or use another workdir")

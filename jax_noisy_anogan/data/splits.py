@@ -565,7 +565,7 @@ def _pick_known(
         trains = round(ratio / (1 - ratio) * unlabelled / (1 - config.contamination))
         total = round(trains / (1 - config.validation_fraction))
         count = trains + _validation_count(total, config)
-    if count == 0:
+    elif count == 0:
         labels = examples.labels[pool]
         return _joined(
             choose(

@@ -1,4 +1,4 @@
-"""Mapping over devices and processes: one mesh, one helper, one start-up.
+"""Mapping over devices and processes: one mesh, one helper; and where compiled programs lie.
 
 `data_parallel` is what `jax.pmap` has been since JAX 0.10 (a jit of shard_map), without the leading
 device axis on replicated values; a test holds the two equal. Inside a mapped function gradients
@@ -32,7 +32,10 @@ _CACHE_BYTES = 2**30
 
 
 def keep_compiled(folder: str) -> None:
-    """Keep compiled programs in `folder` between runs, small ones too; "" keeps none."""
+    """Keep compiled programs in `folder` between runs, small ones too; "" keeps none.
+
+    The user names it, never a run that is only read: a compiled program is code.
+    """
     path = user_path(folder, "config.train.compilation_cache_dir")
     if folder:
         _use_cache(path)

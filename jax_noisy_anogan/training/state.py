@@ -12,7 +12,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
-from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import Config, OptimConfig
 from jax_noisy_anogan.model import DiscriminatorStatistics, Model
 from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, grow_params
@@ -21,18 +20,12 @@ from jax_noisy_anogan.runtime.checkpoint import CheckpointError, Checkpoints
 from jax_noisy_anogan.training.growth import Phase, make_schedule
 
 
-def load_model(workdir: Path, config: Config | None = None) -> Model:
-    """The model of a finished run.
-
-    Args:
-      config: of the run; read from `workdir` by default.
+def load_model(workdir: Path, config: Config) -> Model:
+    """The model of a finished run with these settings.
 
     Raises:
-      ConfigError: `workdir` is no run.
-      CheckpointError: it holds no usable checkpoint, or training has not ended.
+      CheckpointError: `workdir` holds no usable checkpoint, or training has not ended.
     """
-    config = config_lib.load(workdir) if config is None else config
-    parallel.keep_compiled(config.train.compilation_cache_dir)
     schedule = make_schedule(config.growth)
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoint: train first")
