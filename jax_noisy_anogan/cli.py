@@ -27,21 +27,20 @@ from jax_noisy_anogan.scoring.calibration import ANOMALY
 _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
-    """Define `--config FILE.py[:variant]` and one flag per field (`--config.loss.gamma=0.5`).
+def define_config() -> flags.FlagHolder:
+    """Define the required `--config FILE.py[:variant]` and one flag per field.
 
-    Without a default the flag must be given. A dict is written as in Python.
+    As in `--config.loss.gamma=0.5`. A dict is written as in Python.
     """
     config_flags.register_flag_parser_for_type(dict, _DictParser())
     holder = config_flags.DEFINE_config_file(
         "config",
-        default,
+        None,
         "Config file or the name of one that comes with the package, with an optional variant: "
         "mnist5k:smoke. Every field is a flag too: --config.loss.gamma=0.5; docs/settings.md lists "
         "them",
     )
-    if default is None:
-        flags.mark_flag_as_required("config")
+    flags.mark_flag_as_required("config")
     return holder
 
 
@@ -159,8 +158,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Parse the flags and run `main(positional arguments)`.
 
     A wrong flag, setting, file or checkpoint ends with one line on standard error and exit code 2,
-        an interrupt with exit code 130, SIGTERM (and in training SIGINT) with exit code 75,
-        a process whose peers are gone with exit code 69, scoring without a usable image with 66.
+    an interrupt with 130, SIGTERM (and in training SIGINT) with 75, a process whose peers are gone
+    with 69, scoring without a usable image with 66; a command may have others for its own results.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     messages.keep_foreign_lines_out()

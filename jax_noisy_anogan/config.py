@@ -933,18 +933,21 @@ def find(name: str) -> str:
     A variant (`:smoke`) stays where it is.
     """
     file, colon, variant = name.partition(":")
-    if not file or "/" in file or Path(file).exists():
+    if not file or "/" in file or Path(file).is_file():
         return name
+    known = packaged(file.removesuffix(".py"))
+    return f"{known}{colon}{variant}" if known.is_file() else name
+
+
+def packaged(name: str) -> Path:
+    """Where the package has its config of this name, if it has one."""
     package = Path(__file__).parent
     # A wheel holds the folder inside the package, a checkout beside it.
-    for folder in (package / "configs", package.parent / "configs"):
-        known = folder / f"{file.removesuffix('.py')}.py"
-        if known.is_file():
-            return f"{known}{colon}{variant}"
-    return name
+    inside = package / "configs"
+    return (inside if inside.is_dir() else package.parent / "configs") / f"{name}.py"
 
 
-def read_file(path: str) -> Config:
+def read_file(path: str) -> Any:
     """The config of a file, which is Python and runs; with a variant, as in `FILE.py:smoke`.
 
     Raises:
@@ -1033,8 +1036,8 @@ def load(workdir: Path) -> Config:
     path = workdir / "config.json"
     try:
         return from_json(path.read_text(errors="replace"))
-    except FormatError as error:
-        raise FormatError(f"{workdir}: {error}") from error
+    except ConfigError as error:
+        raise type(error)(f"{path}: {error}") from error
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}): --workdir must name the folder of a run"

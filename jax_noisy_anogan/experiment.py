@@ -167,7 +167,7 @@ def fit(
     folder = user_path(workdir, "workdir")
     folder.mkdir(parents=True, exist_ok=True)
     root = gather(folder / "images", normal=normal, abnormal=abnormal, masks=masks)
-    config = config_lib.read_file(config_lib.find("folder"))
+    config = config_lib.read_file(str(config_lib.packaged("folder")))
     config.data.root, config.train.minutes = str(root), minutes
     run(config_lib.changed(config, changes), folder, progress=progress)
     return detector.load(folder)

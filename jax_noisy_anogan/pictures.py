@@ -207,10 +207,10 @@ def save_png(path: Path, array: UInt8[np.ndarray, "height width *channels"]) -> 
         picture.save(file, format="PNG")
 
 
-def save_thumbnail(path: Path, picture: Picture, *, side: int = THUMBNAIL) -> None:
-    """Write a picture as JPEG, no side longer than `side` pixels."""
+def save_thumbnail(path: Path, picture: Picture) -> None:
+    """Write a picture as JPEG, no side longer than 192 pixels."""
     small = Image.fromarray(as_rgb(picture))
-    small.thumbnail((side, side), Image.Resampling.BOX)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     with written(path) as file:
         small.save(file, format="JPEG", quality=85)
 

@@ -54,7 +54,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder for results, kept cells and runs
 _SIZE = flags.DEFINE_enum("size", "full", SIZES, "An hour or a night of two cores, or for a GPU")
 _QUICK = flags.DEFINE_bool("quick", False, "The same as --size quick")
 _CELLS = flags.DEFINE_string("cells", "", "Folder of kept cells; OUT/cells without it")
-_CONFIGS = flags.DEFINE_string("configs", "configs", "Folder of the project's config files")
+_CONFIGS = flags.DEFINE_string("configs", "", "Folder of config files; else the package's")
 _CACHE = flags.DEFINE_string("cache_dir", "", "Folder of prepared records")
 _FOLDERS = {
     name: flags.DEFINE_string(f"{name}_root", "", f"Folder of the source files of {name}")
@@ -77,7 +77,7 @@ _WORKER = flags.DEFINE_integer("worker", 0, "Number of this process among them; 
 def main(arguments: list[str]) -> None:
     bench = Bench(
         out=user_path(_OUT.value, "--out"),
-        configs=user_path(_CONFIGS.value, "--configs"),
+        configs=user_path(_CONFIGS.value, "--configs") if _CONFIGS.value else None,
         roots={name: flag.value for name, flag in _FOLDERS.items() if flag.value},
         cache_dir=_CACHE.value,
         size="quick" if _QUICK.value else _SIZE.value,

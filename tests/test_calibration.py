@@ -15,6 +15,7 @@ from jax_noisy_anogan.scoring import calibration as calibration_lib
 from jax_noisy_anogan.scoring import maps as maps_lib
 from jax_noisy_anogan.scoring.calibration import (
     CALIBRATED,
+    DECISION,
     FEWEST_NORMALS,
     Calibration,
     CalibrationError,
@@ -22,6 +23,7 @@ from jax_noisy_anogan.scoring.calibration import (
 )
 from jax_noisy_anogan.scoring.thresholds import (
     best_f1_threshold,
+    decide,
     fit_thresholds,
     quantile_threshold,
     rate_interval,
@@ -282,7 +284,7 @@ def test_without_abnormal_images_the_quantile_decides_and_one_half_lies_there(ru
     normal = np.random.default_rng(1).gamma(2.0, size=(200, 3)) * [1, 50, 0.01]
     found, columns, _ = _fit(normal, rule=rule, rate=0.1)
     score = found.calibrated(columns)
-    assert np.mean(found.is_abnormal(columns)) == pytest.approx(0.1, abs=0.02)
+    assert np.mean(decide(found.anomaly(columns), DECISION)) == pytest.approx(0.1, abs=0.02)
     assert found.thresholds[CALIBRATED].chosen == pytest.approx(0.0, abs=1e-12)
     assert score.std(ddof=1) == pytest.approx(1.0)
     # All terms weigh the same in standard deviations.
@@ -315,7 +317,7 @@ def test_a_single_trusted_term_decides_at_its_own_threshold_whatever_one_normal_
     limit = found.thresholds["a"].chosen
     assert 15.0 < limit < 25.0  # one further image in 14 lies above the largest
     around = {"a": limit + np.array([-1e-6, 1e-6]), "b": np.zeros(2)}
-    assert found.is_abnormal(around).tolist() == [False, True]
+    assert decide(found.anomaly(around), DECISION).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("rule", ["best_f1", "youden"])
@@ -324,7 +326,7 @@ def test_useless_or_few_abnormal_images_never_flag_every_normal_one(rule):
     normal = rng.normal(size=(50, 2))
     for abnormal in (rng.normal(size=(50, 2)), normal - 9.0, normal[:1] * 0 - 5.0):
         found, columns, _ = _fit(normal, abnormal, rule=rule)
-        assert np.mean(found.is_abnormal(columns)) < 1
+        assert np.mean(decide(found.anomaly(columns), DECISION)) < 1
         assert np.ptp(found.calibrated(columns)) > 0
         for name, values in columns.items():
             assert np.mean(values > found.thresholds[name].chosen) < 1
@@ -353,8 +355,10 @@ def test_anomaly_is_one_half_at_the_threshold_and_rises_with_the_score():
     assert (np.diff(p[1:-1]) > 0).all()
     strong = found.to_anomaly(chosen + np.arange(10.0, 101.0, 10.0) * found.scale)
     assert len(np.unique(strong.round(4))) == 10
-    np.testing.assert_array_equal(found.is_abnormal(columns, 0.25), p > 0.25)
-    np.testing.assert_array_equal(found.is_abnormal(columns), found.calibrated(columns) > chosen)
+    np.testing.assert_array_equal(decide(found.anomaly(columns), 0.25), p > 0.25)
+    np.testing.assert_array_equal(
+        decide(found.anomaly(columns), DECISION), found.calibrated(columns) > chosen
+    )
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-9, 1.0])
@@ -405,6 +409,7 @@ def test_a_broken_file_names_itself_and_what_to_do(tmp_path):
         json.dumps(values | {"thresholds": {}}).encode(),
         json.dumps({k: v for k, v in values.items() if k != "std"}).encode(),
         json.dumps(values | {"scale": 0.0}).encode(),
+        json.dumps(values | {"std": [0.0, *values["std"][1:]]}).encode(),
     ]
     for content in (None, *broken):
         if content is not None:

@@ -527,7 +527,8 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypat
 KILLED = """
     import sys, time
     from jax_noisy_anogan.config import DataConfig
-    from jax_noisy_anogan.data import builders, image_folder, load_dataset, writing
+    from jax_noisy_anogan.data import builders, image_folder, writing
+    from jax_noisy_anogan.data.dataset import load_dataset
 
     root, cache, slow = sys.argv[1:]
     writing.PART_BYTES = 16 * 16 * 5

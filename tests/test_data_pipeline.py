@@ -183,7 +183,9 @@ def test_memory_stays_flat_over_ten_thousand_batches(tmp_path):
 WORKER = """
     import json, sys, zlib
     from jax_noisy_anogan.config import DataConfig, SyntheticConfig
-    from jax_noisy_anogan.data import TrainingStreams, load_dataset, make_split
+    from jax_noisy_anogan.data.dataset import load_dataset
+    from jax_noisy_anogan.data.splits import make_split
+    from jax_noisy_anogan.data.streams import TrainingStreams
 
     cache, process, state, batches = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), 3
     config = DataConfig(

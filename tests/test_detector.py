@@ -207,7 +207,6 @@ def test_a_threshold_that_is_no_anomaly_is_refused_before_the_search(detector, t
     for judge in (
         lambda: detector.score([], threshold=threshold),
         lambda: list(detector.stream(iter(()), threshold=threshold)),
-        lambda: detector.calibration.is_abnormal({}, threshold),
     ):
         with pytest.raises(ConfigError, match=f"threshold={threshold}: expected an anomaly"):
             judge()

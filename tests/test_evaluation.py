@@ -35,6 +35,7 @@ from jax_noisy_anogan.scoring import maps as maps_lib
 from jax_noisy_anogan.scoring import scorer
 from jax_noisy_anogan.scoring.calibration import Calibration, CalibrationError
 from jax_noisy_anogan.scoring.scorer import TERMS
+from jax_noisy_anogan.scoring.thresholds import decide
 from jax_noisy_anogan.training.growth import make_schedule
 from jax_noisy_anogan.training.state import load_model, networks_of
 
@@ -135,7 +136,7 @@ def test_a_run_leaves_every_file_and_they_agree(finished_run):
         ("anomaly", calibration.anomaly(columns)),
     ):
         np.testing.assert_allclose([float(row[name]) for row in test], values, rtol=1e-12)
-    decided = np.where(calibration.is_abnormal(columns), "abnormal", "normal")
+    decided = np.where(decide(calibration.anomaly(columns), 0.5), "abnormal", "normal")
     assert [row["decision"] for row in test] == decided.tolist()
     decides = calibration.thresholds["calibrated"]
     assert results["about"]["false_positive_rate"] == [decides.rate_low, decides.rate_high]
@@ -205,7 +206,9 @@ def _counting(monkeypatch):
 def _evaluated_again(config, folder):
     dataset = load_dataset(config.data, resolution=8)
     split = make_split(dataset, config.data)
-    return results_lib.evaluate(config, folder, dataset, split, load_model(folder, config), progress=False)
+    return results_lib.evaluate(
+        config, folder, dataset, split, load_model(folder, config), progress=False
+    )
 
 
 def test_an_image_is_searched_and_measured_once_and_what_is_kept_is_not_made_again(
@@ -388,6 +391,13 @@ def _folder_of_photographs(root, rng):
     return masks
 
 
+def _statistics(maps, sigma):
+    moments = maps_lib.MapMoments(sigma=sigma)
+    for each in maps:
+        moments.add(each)
+    return moments.calibration()
+
+
 def test_map_statistics_rest_on_validation_normals_and_local_of_each_on_the_others(
     finished_run,
 ):
@@ -398,14 +408,14 @@ def test_map_statistics_rest_on_validation_normals_and_local_of_each_on_the_othe
     found = held_out.HeldOut(config, folder, dataset, split, model)
     maps = np.stack([result.map for result in found.results("validation_normal")])
     sigma = config.score.map_sigma
-    wanted = maps_lib.fit_map_calibration(maps, sigma=sigma)
+    wanted = _statistics(maps, sigma=sigma)
     stored = maps_lib.load_maps(folder / "map_calibration.npz")
     np.testing.assert_array_equal(stored.mean, wanted.mean)
     np.testing.assert_array_equal(stored.std, wanted.std)
     _, rows = _read(folder)
     local = _terms_of(rows, "validation_normal")["local"]
     for k in (0, 7, len(maps) - 1):
-        others = maps_lib.fit_map_calibration(np.delete(maps, k, axis=0), sigma=sigma)
+        others = _statistics(np.delete(maps, k, axis=0), sigma=sigma)
         own = maps_lib.calibrated_map(maps[k], others, sigma=sigma).max()
         assert local[k] == pytest.approx(float(own), rel=1e-3)
     # Those of test images are by all validation normals.
@@ -468,4 +478,4 @@ def test_a_shortlist_of_a_stream_is_what_all_scores_together_choose():
             )
         wanted = select_images(scores, truth, threshold=0.3)
         assert shortlist.groups() == {k: group.tolist() for k, group in wanted._asdict().items()}
-        assert len(shortlist) <= 36
+        assert len(shortlist._kept) <= 36

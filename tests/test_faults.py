@@ -162,7 +162,7 @@ def test_memory_that_is_not_enough_is_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize("text", ["", "{", '{"format": 2, "data": {"unknown": 1}}', "[]"])
 def test_a_damaged_config_of_a_run_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"config\.json does not hold the run's settings"):
+    with pytest.raises(ConfigError, match=r"config\.json: .*; put it back"):
         workdir.settle_config(tmp_path, Config())
 
 

@@ -10,6 +10,7 @@ from jax_noisy_anogan.data.frame import enlarged
 from jax_noisy_anogan.data.preprocess import pad_to_tile
 from jax_noisy_anogan.scoring import maps as maps_lib
 from jax_noisy_anogan.scoring import tiles as tiles_lib
+from jax_noisy_anogan.scoring.calibration import CalibrationError
 
 
 def test_the_pixel_difference_is_the_mean_over_channels():
@@ -199,3 +200,22 @@ def test_wrong_tiles_are_refused():
         tiles_lib.blend_tiles(np.ones((1, 8, 8)), np.array([[0, 0]]), (8, 12))
     with pytest.raises(ValueError, match="shorter"):
         tiles_lib.blend_tiles(np.ones((1, 8, 8)), np.array([[0, 0], [0, 4]]), (8, 12))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "complaint"),
+    [
+        (np.zeros(()), np.ones(()), "float32"),
+        (np.zeros((4, 4), np.float32), np.full((4, 4), np.nan, np.float32), "finite"),
+        (np.zeros((4, 4), np.float32), np.ones((), np.float32), "do not fit"),
+        (np.zeros(4, np.float32), np.ones(4, np.float32), "do not fit"),
+        (np.zeros((), np.float32), np.zeros((), np.float32), "not positive"),
+    ],
+)
+def test_statistics_that_no_fit_gives_are_refused_in_one_line(tmp_path, mean, std, complaint):
+    """With a deviation of nan every decision would be `normal`."""
+    path = tmp_path / "map_calibration.npz"
+    np.savez(path, mean=mean, std=std)
+    with pytest.raises(CalibrationError, match=complaint) as caught:
+        maps_lib.load_maps(path)
+    assert "\n" not in str(caught.value)

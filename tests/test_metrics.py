@@ -84,9 +84,9 @@ def test_each_class_is_judged_against_all_normal_images():
     assert found["dent"].f1_at_threshold == pytest.approx(2 / 3)
 
 
-def _bootstrap_interval(statistic, *arrays, strata=None, seed, resamples, level=0.95):
+def _bootstrap_interval(statistic, *arrays, strata, seed, resamples, level=0.95):
     """Percentile bootstrap of any statistic, one resample after another."""
-    drawn = metrics.bootstrap_samples(len(arrays[0]), strata, seed, resamples)
+    drawn = metrics.bootstrap_samples(strata, seed, resamples)
     values = [statistic(*(array[chosen] for array in arrays)) for chosen in drawn]
     return metrics.percentiles(values, level)
 
@@ -110,7 +110,9 @@ def test_image_intervals_are_those_of_the_plain_bootstrap():
 
 def test_the_bootstrap_of_a_mean_has_the_textbook_width():
     sample = np.random.default_rng(0).normal(size=400)
-    low, high = _bootstrap_interval(np.mean, sample, seed=1, resamples=4000, level=0.9)
+    low, high = _bootstrap_interval(
+        np.mean, sample, strata=np.zeros(len(sample)), seed=1, resamples=4000, level=0.9
+    )
     half = 1.645 * sample.std() / 20
     assert (low, high) == pytest.approx(
         (sample.mean() - half, sample.mean() + half), abs=0.06 * half

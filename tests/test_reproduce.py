@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def bench(tmp_path):
-    return Bench(out=tmp_path / "out", configs=ROOT / "configs", size="quick")
+    return Bench(out=tmp_path / "out", size="quick")
 
 
 def _fill(bench, cells, values):
@@ -125,7 +125,7 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from jax_noisy_anogan.reproduction.cells import Bench, Cell
-bench = Bench(out=Path(sys.argv[1]), configs=Path("."))
+bench = Bench(out=Path(sys.argv[1]))
 bench.compute(Cell("first", 0, lambda: {"y": 1}))
 bench.compute(Cell("second", 0, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 """

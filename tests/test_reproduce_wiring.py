@@ -6,7 +6,6 @@ alike: a column that shows another one's figure is found.
 
 import dataclasses
 import zlib
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -33,14 +32,11 @@ from jax_noisy_anogan.reproduction import (
 )
 from jax_noisy_anogan.reproduction.cells import Bench, identity
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture
 def bench(tmp_path):
     return Bench(
         out=tmp_path / "out",
-        configs=ROOT / "configs",
         roots={"caltech256": "/none"},
         size="quick",
         options={"digits": [3, 8], "seeds": [0, 1]},

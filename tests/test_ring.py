@@ -176,7 +176,7 @@ def test_training_subtracts_the_abnormal_mode_and_the_table_says_so(tmp_path, ca
 
 def test_figure_3_reads_the_project_s_config(tmp_path):
     for size, steps in (("full", 3000), ("night", 3000), ("quick", 1000)):
-        bench = Bench(out=tmp_path, configs=ROOT / "configs", size=size)
+        bench = Bench(out=tmp_path, size=size)
         (cell,) = figure3.cells(bench)
         assert cell.settings["steps"] == steps
 

@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from jax_noisy_anogan.baselines import yardsticks
 from jax_noisy_anogan.baselines.yardsticks import KNOWN_DEFECTS, UNSUPERVISED
+from jax_noisy_anogan.data.frame import enlarged
 from jax_noisy_anogan.data.preprocess import local_contrast
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.scoring.components import folds
@@ -48,7 +49,7 @@ def judged():
 def test_planted_defects_are_found_and_located(judged, name):
     found = judged[name]
     assert roc_auc_score(DEFECTIVE, found.scores) > 0.95
-    whole = np.stack([yardsticks.at_size(map, (SIDE, SIDE)) for map in found.maps])
+    whole = np.stack([enlarged(map, (SIDE, SIDE)) for map in found.maps])
     assert roc_auc_score(TEST_MASKS.ravel(), whole.ravel()) > 0.95
 
 

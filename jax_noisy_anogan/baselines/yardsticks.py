@@ -41,19 +41,12 @@ class Judged(NamedTuple):
 
     Attributes:
       scores: grow with abnormality.
-      maps: where, one value per place, of which an image has up to 64 x 64: `at_size` brings one
-        to the image's resolution. None where it cannot say.
+      maps: where, one value per place, of which an image has up to 64 x 64. None where it cannot
+        say.
     """
 
     scores: Float[np.ndarray, " n"]
     maps: Maps | None
-
-
-def at_size(
-    map: Float[np.ndarray, "s s"], shape: tuple[int, ...]
-) -> Float[np.ndarray, "height width"]:
-    """One of `Judged.maps` at another size, interpolated or averaged."""
-    return np.asarray(jax.image.resize(jnp.asarray(map), shape, "linear"))
 
 
 FitScore = Callable[..., Judged]

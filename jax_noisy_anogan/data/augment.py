@@ -35,15 +35,7 @@ class Augmentation:
 
     @classmethod
     def from_config(cls, config: DataConfig) -> Augmentation:
-        return cls(
-            flip_horizontal=config.flip_horizontal,
-            flip_vertical=config.flip_vertical,
-            quarter_turns=config.quarter_turns,
-            max_shift=config.max_shift,
-            brightness=config.brightness,
-            paste_defects=config.paste_defects,
-            simulated_defects=config.simulated_defects,
-        )
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
     @property
     def is_off(self) -> bool:

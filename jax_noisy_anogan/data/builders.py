@@ -1,6 +1,6 @@
 """TensorFlow Datasets builders: they write a source's pyramid as array_record.
 
-Importing this module imports TFDS; `records.py` does so only when records are written or read.
+Importing this module imports TFDS; others do so only when records are written or read.
 One builder config is one part of a data set (bounded memory, and the unit of a restart), and one
 split is one resolution, so that reading 4 x 4 never touches larger pictures. Images are PNG bytes:
 TFDS encodes arrays with TensorFlow, which is not needed here.

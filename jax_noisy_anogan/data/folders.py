@@ -340,7 +340,7 @@ class _Walk:
         """Every folder is entered once, by whatever name it is met first."""
         try:
             here = folder.resolve()
-            if here == self._out:
+            if self._out and here.is_relative_to(self._out):
                 self.passed_over["folder of these results"] += 1
                 return
             if here in self._seen:

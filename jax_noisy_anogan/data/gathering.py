@@ -40,13 +40,11 @@ def gather(
         raise DataError("normal holds no image: expected a folder or a list of images")
     names = _place(folder / "abnormal", abnormal)
     stems = [Path(name).stem for name in names]
-    masks = () if masks is None else masks
-    listed = not isinstance(masks, str | Path)
-    if listed and len(masks) and len(masks) != len(stems):
+    if not (masks is None or isinstance(masks, str | Path) or len(masks) == len(stems)):
         raise DataError(
             f"{len(masks)} masks of {len(stems)} abnormal images in a list: expected one each"
         )
-    _place(folder / "masks", masks, stems)
+    _place(folder / "masks", () if masks is None else masks, stems)
     return folder
 
 

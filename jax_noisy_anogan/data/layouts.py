@@ -149,13 +149,14 @@ def _chosen(listing: Listing, names: str, setting: str, what: Meaning) -> list[P
     """
     if not names:
         return _named(listing, what)
-    folders = [listing.root / name.strip() for name in names.split(",") if name.strip()]
-    for folder in folders:
-        if not folder.is_dir() or ".." in folder.parts:
+    folders = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        folder = listing.root / name
+        if not folder.is_relative_to(listing.root) or ".." in folder.parts or not folder.is_dir():
             raise DataError(
-                f"config.data.{setting} names {folder.relative_to(listing.root)}: {listing.root} "
-                "has no such folder"
+                f"config.data.{setting} names {name}: {listing.root} has no such folder"
             )
+        folders.append(folder)
     return folders
 
 

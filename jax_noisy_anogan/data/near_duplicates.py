@@ -46,24 +46,29 @@ def unit_rows(images: UInt8[np.ndarray, "n side side channels"]) -> Thumbnails:
 
 def groups(images: Thumbnails, at_least: float) -> Int[np.ndarray, " n"]:
     """A number per image; those that correlate so much, also through others, share it."""
-    pairs = [
-        np.stack([first + rows, columns])
-        for first, correlations in _correlations(images, images)
-        for rows, columns in (np.nonzero(correlations >= at_least),)
-    ]
-    rows, columns = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
-    edges = sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(images),) * 2)
-    return csgraph.connected_components(edges, directed=False)[1].astype(np.int64)
+    found = np.arange(len(images))
+    for first, correlations in _correlations(images, images):
+        # Some rows at a time: where all images are alike, the pairs of all would fill the memory.
+        rows, columns = np.nonzero(correlations >= at_least)
+        found = joined(found, _connected(len(images), first + rows, columns))
+    return found
 
 
 def joined(*numberings: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Groups of images that share a number in any of the numberings, also through others."""
-    count = len(numberings[0])
-    edges = sparse.coo_array((count, count), dtype=bool)
+    places = np.arange(len(numberings[0]))
+    firsts = []
     for numbers in numberings:
         _, first, member = np.unique(numbers, return_index=True, return_inverse=True)
-        ones = np.ones(count, bool)
-        edges = edges + sparse.coo_array((ones, (np.arange(count), first[member])), (count,) * 2)
+        firsts.append(first[member])
+    return _connected(len(places), np.tile(places, len(numberings)), np.concatenate(firsts))
+
+
+def _connected(
+    count: int, first: Int[np.ndarray, " pairs"], second: Int[np.ndarray, " pairs"]
+) -> Int[np.ndarray, " count"]:
+    """A number per image; those of a pair share it, also through others."""
+    edges = sparse.coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
     return csgraph.connected_components(edges, directed=False)[1].astype(np.int64)
 
 

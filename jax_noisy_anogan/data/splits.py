@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import near_duplicates
+from jax_noisy_anogan.data.caltech256 import CLUTTER
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.errors import DataError
 
@@ -326,7 +327,6 @@ def layout(examples: Examples, config: DataConfig) -> Split:
     )
 
 
-CLUTTER = "257.clutter"
 CALTECH_SMALLEST = 80
 
 

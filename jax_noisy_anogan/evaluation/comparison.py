@@ -74,7 +74,7 @@ def _resampled_gains(judged: Sequence[Judged]) -> Float[np.ndarray, "candidates 
     found = np.zeros((len(judged[0].scores), _RESAMPLES))
     for number, fold in enumerate(judged):
         truth = np.array(fold.is_abnormal)
-        for draw, chosen in enumerate(bootstrap_samples(len(truth), truth, number, _RESAMPLES)):
+        for draw, chosen in enumerate(bootstrap_samples(truth, number, _RESAMPLES)):
             for place, scores in enumerate(fold.scores):
                 drawn = np.array(scores[ANOMALY])[chosen]
                 found[place, draw] += _auroc(drawn, truth[chosen]) / len(judged)

@@ -13,6 +13,8 @@ from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.evaluation.held_out import Seen
 
 _FIGURE_5_IMAGES = 100
+# Of every image: enough for a histogram, and large images would fill the memory.
+_FIGURE_5_PIXELS = 2**16
 KINDS = ("normal", "abnormal")
 
 
@@ -47,7 +49,9 @@ class Figures:
     def __call__(self, seen: Seen) -> None:
         """Keep a test image, if it is wanted."""
         if seen.position in self._wanted:
-            self._differences[seen.position] = seen.result.difference
+            difference = seen.result.difference.ravel()
+            step = -(-difference.size // _FIGURE_5_PIXELS)
+            self._differences[seen.position] = difference[::step].copy()
         if seen.position in self._pictured:
             self._seen[seen.position] = seen
 
@@ -64,7 +68,7 @@ class Figures:
         sheet = [np.stack([pictures.on_paper(image, *size) for image in row]) for row in rows]
         pictures.save_png(workdir / "reconstructions.png", pictures.rows_of_images(sheet, labels))
         histograms = (
-            np.concatenate([np.zeros(0), *(self._differences[int(k)].ravel() for k in places)])
+            np.concatenate([np.zeros(0, np.float32), *(self._differences[int(k)] for k in places)])
             for places in (self._compared[kind] for kind in KINDS)
         )
         pictures.save_figure(

@@ -438,6 +438,6 @@ class Kept:
                     # What is left over behind the last image is a part too.
                     for row, part, shape in zip(rows, parts[:-1], shapes, strict=True):
                         row[name] = part.reshape(shape)
-        except (*UNREADABLE, KeyError):
+        except UNREADABLE:
             return None
         return rows

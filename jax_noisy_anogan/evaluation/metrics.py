@@ -12,7 +12,7 @@ from math import nan
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from sklearn import metrics as sklearn_metrics
 
 from jax_noisy_anogan.scoring.thresholds import decide
@@ -124,7 +124,7 @@ def image_intervals(
     last_of_ties = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
     flagged = np.count_nonzero(decide(ordered, threshold))
     values = []
-    for chosen in bootstrap_samples(len(scores), is_abnormal, seed, resamples):
+    for chosen in bootstrap_samples(is_abnormal, seed, resamples):
         weight = np.bincount(chosen, minlength=len(scores))[order]
         true = np.concatenate(([0], np.cumsum(weight * abnormal)))
         false = np.concatenate(([0], np.cumsum(weight * ~abnormal)))
@@ -143,14 +143,11 @@ def image_intervals(
 
 
 def bootstrap_samples(
-    count: int, strata: np.ndarray | None, seed: int, resamples: int
+    strata: Shaped[np.ndarray, " n"], seed: int, resamples: int
 ) -> Iterator[Int[np.ndarray, " n"]]:
+    """Indices drawn with replacement, of every stratum as many as it has."""
     rng = np.random.default_rng(seed)
-    groups = (
-        [np.arange(count)]
-        if strata is None
-        else [np.flatnonzero(strata == value) for value in np.unique(strata)]
-    )
+    groups = [np.flatnonzero(strata == value) for value in np.unique(strata)]
     for _ in range(resamples):
         yield np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
 

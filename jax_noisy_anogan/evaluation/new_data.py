@@ -132,7 +132,7 @@ def _require_apart(run: Path, out: Path) -> None:
 def _require_enough(normals: int, root: str) -> None:
     if normals < FEWEST_NORMALS:
         raise DataError(
-            f"{root} has {normals} normal images for a calibration, of which half of them are: at "
+            f"{normals} normal images of {root}, which are half of them, are to set thresholds: at "
             f"least {2 * FEWEST_NORMALS} normal images are needed"
         )
 

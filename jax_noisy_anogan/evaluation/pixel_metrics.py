@@ -116,7 +116,7 @@ class PixelMetrics:
             overlap[row, columns] = counts.overlap
         strata = np.array([defect for defect, _ in self._images])
         areas = []
-        for chosen in bootstrap_samples(len(strata), strata, seed, resamples):
+        for chosen in bootstrap_samples(strata, seed, resamples):
             weight = np.bincount(chosen, minlength=len(strata)).astype(float)
             false = weight @ flawless
             areas.append(

@@ -156,9 +156,6 @@ class Shortlist(Generic[Item]):
         self._threshold = threshold
         self._kept: list[tuple[float, bool, Item]] = []
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def add(self, score: float, is_abnormal: bool, make: Callable[[], Item]) -> None:
         """Consider one image; `make` is called if it is among the chosen so far."""
         last = len(self._kept)

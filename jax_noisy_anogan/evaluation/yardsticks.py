@@ -18,12 +18,11 @@ from jax_noisy_anogan.baselines.yardsticks import (
     KNOWN_DEFECTS,
     UNSUPERVISED,
     Judged,
-    at_size,
 )
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.catalog import open_source
 from jax_noisy_anogan.data.dataset import Dataset
-from jax_noisy_anogan.data.frame import fit_square
+from jax_noisy_anogan.data.frame import enlarged, fit_square
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.evaluation.metrics import image_metrics
@@ -164,7 +163,7 @@ def _result(
         known = dataset.has_mask[split.test] | ~split.is_abnormal[split.test]
         for index, map in zip(split.test[known], judged.maps[validated:][known], strict=True):
             mask = source.mask(int(index)) >= 128
-            pixel.update(at_size(map, mask.shape), mask)
+            pixel.update(enlarged(map, mask.shape), mask)
     found = pixel.result()
     return YardstickResult(
         image.auroc,

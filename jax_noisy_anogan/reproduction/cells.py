@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 
 import jax_noisy_anogan
-from jax_noisy_anogan.config import Config, ConfigError
+from jax_noisy_anogan.config import Config, ConfigError, packaged, read_file
 from jax_noisy_anogan.runtime.files import digest, try_lock, write_text
 
 Values = dict[str, Any]
@@ -38,7 +38,7 @@ class Bench:
 
     Attributes:
       out: results; runs lie in `out/runs`.
-      configs: folder of the config files.
+      configs: folder of the config files; None for those of the package.
       roots: source folders by data set name; a data set without one is replaced by what needs none.
       cache_dir: of prepared records; empty takes the configs' own.
       size: one of `SIZES`.
@@ -49,7 +49,7 @@ class Bench:
     """
 
     out: Path
-    configs: Path
+    configs: Path | None = None
     roots: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cache_dir: str = ""
     size: str = "full"
@@ -57,18 +57,16 @@ class Bench:
     features: str = ""
     cells: Path | None = None
 
-    def get_config(self, name: str, *variant: str) -> Any:
-        """`get_config()` of a config file, or `get_config(variant)`.
+    def get_config(self, name: str, variant: str = "") -> Any:
+        """What a config file returns for a variant.
 
         Raises:
           ConfigError: there is no such file.
         """
-        path = self.configs / f"{name}.py"
+        path = self.configs / f"{name}.py" if self.configs else packaged(name)
         if not path.is_file():
-            raise ConfigError(f"--configs {self.configs} holds no {name}.py: name the project's")
-        scope: dict[str, Any] = {}
-        exec(compile(path.read_text(), str(path), "exec"), scope)
-        return scope["get_config"](*variant)
+            raise ConfigError(f"--configs {self.configs} holds no {name}.py: leave the flag out")
+        return read_file(f"{path}:{variant}")
 
     def config(self, name: str, kind: str = "") -> Config:
         """The settings of a run by its config file, with source folder and cache set.

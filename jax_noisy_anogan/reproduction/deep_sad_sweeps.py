@@ -113,7 +113,7 @@ def _table(
     title: str,
     points: tuple[Point, ...],
     places: list[float],
-    quoted: tuple[published.Published, ...],
+    quoted: published.Table,
     note: str,
 ) -> Result:
     pairs = _pairs(bench)
@@ -135,8 +135,7 @@ def _table(
             means[column].append(mean(figures))
         row.append(_advantage(bench, columns))
         for method in _QUOTED:
-            printed = published.find(quoted, method, place)
-            row.append(None if printed is None else printed.value)
+            row.append(published.find(quoted, method, place))
         rows.append(row)
     config = _config(bench, pairs[0], points[-1])
     listed = list({cell.name: cell for cell in listed}.values())

@@ -94,7 +94,7 @@ def results(bench: Bench) -> list[Result]:
 def _config(bench: Bench) -> RingConfig:
     """`configs/toy2d.py`, its variant `smoke` where everything is shrunk."""
     return ring.validate_ring(
-        bench.get_config("toy2d", *bench.sized(quick=["smoke"], night=[], full=[]))
+        bench.get_config("toy2d", bench.sized(quick="smoke", night="", full=""))
     )
 
 

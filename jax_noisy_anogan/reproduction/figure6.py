@@ -22,6 +22,7 @@ from jax_noisy_anogan.config import Config, validate
 from jax_noisy_anogan.data.catalog import open_source
 from jax_noisy_anogan.data.dataset import Dataset, load_dataset
 from jax_noisy_anogan.data.examples import Example
+from jax_noisy_anogan.data.frame import enlarged
 from jax_noisy_anogan.data.ir_mnist import CELL_SIDE, CELLS, SIDE, cell_mask
 from jax_noisy_anogan.data.splits import Split, make_split
 from jax_noisy_anogan.evaluation.metrics import image_metrics
@@ -39,6 +40,7 @@ from jax_noisy_anogan.settings import replaced
 _SHOWN = 4
 _TILE, _BORDER = 32, 2  # a cell as MNIST's own digits lie: 28 pixels within 32
 _GRID = CELLS * CELL_SIDE
+_WHOLE = (SIDE, SIDE)
 _TILED_SCORES = ("difference", "score", "discriminator", CALIBRATED)
 _WHOLE_SCORES = ("difference", "attribution")
 _DENSE_SCORES = ("dense", "distance")
@@ -177,10 +179,10 @@ def _whole_cell(bench: Bench) -> Cell:
             **_of_maps(is_three, found, _WHOLE_SCORES),
             "pictures": {
                 "reconstruction": [
-                    _enlarged(r.reconstruction[..., 0]).tolist() for r in found[:_SHOWN]
+                    enlarged(r.reconstruction[..., 0], _WHOLE).tolist() for r in found[:_SHOWN]
                 ],
                 "difference": [
-                    np.round(_enlarged(r.difference), 3).tolist() for r in found[:_SHOWN]
+                    np.round(enlarged(r.difference, _WHOLE), 3).tolist() for r in found[:_SHOWN]
                 ],
             },
         }
@@ -288,10 +290,8 @@ def _tiles(puzzle: Puzzle) -> list[UInt8[np.ndarray, "32 32 1"]]:
     for row, column in np.ndindex(CELLS, CELLS):
         top, left = row * CELL_SIDE, column * CELL_SIDE
         cell = puzzle[top : top + CELL_SIDE, left : left + CELL_SIDE, 0]
-        enlarged = np.asarray(
-            Image.fromarray(cell).resize((inner, inner), Image.Resampling.BILINEAR)
-        )
-        tiles.append(np.pad(enlarged, _BORDER)[..., None])
+        larger = Image.fromarray(cell).resize((inner, inner), Image.Resampling.BILINEAR)
+        tiles.append(np.pad(np.asarray(larger), _BORDER)[..., None])
     return tiles
 
 
@@ -309,14 +309,8 @@ def _stitched(cells: list[Float[np.ndarray, "20 20"]]) -> Float[np.ndarray, "224
     return whole
 
 
-def _enlarged(map: Any) -> Float[np.ndarray, "224 224"]:
-    """A map of a whole puzzle at the puzzle's own size."""
-    picture = Image.fromarray(np.asarray(map, np.float32))
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-
-
 def _cell_means(map: Any) -> Float[np.ndarray, "11 11"]:
-    inner = _enlarged(map)[:_GRID, :_GRID]
+    inner = enlarged(map, _WHOLE)[:_GRID, :_GRID]
     return inner.reshape(CELLS, CELL_SIDE, CELLS, CELL_SIDE).mean(axis=(1, 3))
 
 

@@ -132,7 +132,7 @@ def validate_ring(config: Any) -> RingConfig:
         refuse("seed", config.seed, "below 2**31")
     # Half the distance of neighbours: the circles in which points are counted must not overlap.
     widest = config.radius * np.sin(np.pi / config.modes) / MODE_RADIUS
-    if not 0.0 < config.mode_std <= widest:
+    if config.mode_std > widest:
         refuse("mode_std", config.mode_std, f"above 0 and at most {widest:.3g}, so that modes part")
     if 1.0 not in config.gammas:
         refuse("gammas", config.gammas, "1.0 among them, which the others are compared with")

@@ -274,17 +274,12 @@ def _content(bench: Bench, count: int, protocol: str) -> str:
 
 def _printed(count: int, metric: str) -> list[list[Any]]:
     tables = {
-        "F1": {
-            "paper": published.TABLE_2,
-            "elsewhere": (*published.CALTECH_F1, *published.L1_THRESHOLDING),
-        },
-        "AUROC": {"elsewhere": (*published.CALTECH_AUROC, *published.L1_THRESHOLDING)},
+        "F1": {"paper": published.TABLE_2, "elsewhere": published.CALTECH_F1},
+        "AUROC": {"elsewhere": published.CALTECH_AUROC},
     }
     rows = []
     for source, table in tables[metric].items():
-        kept = tuple(row for row in table if row.metric == metric.lower())
-        found = [published.find(kept, column, count) for column in COLUMNS]
-        figures = [None if row is None else row.value for row in found]
+        figures = [published.find(table, column, count) for column in COLUMNS]
         data = (
             "random ones of 256 categories, up to 150 images each; linear methods on VGG-16 "
             "features of 4,096 dimensions, networks on images of unknown size"

@@ -216,7 +216,7 @@ class Checkpoints:
                 f"{self._folder / str(step)} holds arrays of other names or shapes than the config "
                 "describes: use the config that the run was started with, or a new --workdir"
             )
-        _read_quietly(self._folder / str(step) / "state")
+        _read_quietly(self._folder / str(step) / "state", template)
         items = self._read(
             step,
             state=ocp.args.PyTreeRestore(
@@ -268,19 +268,25 @@ class _DamagedError(Exception):
     """A checkpoint's files are not what was written."""
 
 
-def _read_quietly(folder: Path) -> None:
+def _read_quietly(folder: Path, template: Any) -> None:
     """Read all arrays one after another; raise _DamagedError at the first that cannot be decoded.
+
+    None is larger than the largest of `template`: a small file can unpack to anything.
 
     Orbax reads them at once: at the first error it closes the loop in which the others still run,
     and each of them prints a traceback from a thread of its own.
     """
+    most = max(leaf.size for leaf in jax.tree.leaves(template))
     database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
     try:
         for key in ts.KvStore.open(database).result().list().result():
             path = key.decode()
             if path.endswith("/.zarray"):
                 store = {**database, "path": path.removesuffix(".zarray")}
-                ts.open({"driver": "zarr", "kvstore": store}).result().read().result()
+                array = ts.open({"driver": "zarr", "kvstore": store}).result()
+                if array.size > most:
+                    raise ValueError(f"{path} holds {array.size} values, at most {most}")
+                array.read().result()
     except (ValueError, OSError, NotImplementedError) as error:
         raise _DamagedError(f"its arrays cannot be read: {_first_line(error)}") from error
 

@@ -10,7 +10,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,9 @@ import numpy as np
 from jax_noisy_anogan.errors import UserError
 
 # What NumPy raises on an archive that is missing, empty, cut off or of another kind.
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
+# A small file can unpack to anything.
+_LARGEST_ARCHIVE = 2**31
 
 
 def checksum(tree: Any) -> int:
@@ -117,6 +119,21 @@ def save_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write an `.npz` archive as `written` does."""
     with written(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+def load_npz(path: Path, names: Sequence[str]) -> list[Any]:
+    """Arrays of an `.npz` archive, which may come from anywhere, in the order of `names`.
+
+    Raises:
+      OSError, ValueError, ...: see `UNREADABLE`; also where it unpacks to more than 2 GiB, or an
+        array is missing.
+    """
+    with zipfile.ZipFile(path) as archive:
+        content = sum(item.file_size for item in archive.infolist())
+    if content > _LARGEST_ARCHIVE:
+        raise ValueError(f"{content} bytes, at most {_LARGEST_ARCHIVE} are read")
+    with np.load(path, allow_pickle=False) as values:
+        return [values[name] for name in names]
 
 
 class WorkdirError(UserError, RuntimeError):

@@ -1,9 +1,9 @@
-"""The folder of one run: its lock, its config, and where everything lies.
+"""The folder of one run: its settings, and where everything lies.
 
 `config.json` settings of the run; `choices.json` those that were left to the data; `split.json`
 example ids of every part; `checkpoints/`; `metrics.jsonl` training curves; `samples/` drawn images
 per phase; `calibration.json`, `map_calibration.npz` and `memory.npz` how scores become decisions;
-`evaluation/` scores of the held-out images.
+`evaluation/` latents and terms of the held-out images.
 """
 
 from __future__ import annotations
@@ -94,10 +94,7 @@ def changes_of(workdir: Path, config: Config) -> list[str]:
         except config_lib.FormatError:
             raise
         except ConfigError as error:
-            raise ConfigError(
-                f"{path} does not hold the run's settings ({error}): put it back, or use another "
-                "--workdir"
-            ) from error
+            raise ConfigError(f"{error}; put it back, or use another --workdir") from error
         changed = config_lib.differences(before, config)
         harmful = {k: v for k, v in changed.items() if not k.startswith(HARMLESS)}
         if harmful and has_trained(workdir):

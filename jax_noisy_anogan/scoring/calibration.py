@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import optimize
 
 from jax_noisy_anogan.config import ConfigError
@@ -34,7 +34,6 @@ from jax_noisy_anogan.model import Model
 from jax_noisy_anogan.runtime.files import checksum, write_text
 from jax_noisy_anogan.scoring.thresholds import (
     Thresholds,
-    decide,
     fit_thresholds,
     quantile_threshold,
 )
@@ -105,15 +104,6 @@ class Calibration:
         # Rounding must not take back the decision on a score just above the threshold.
         return np.where(d > 0, np.maximum(found, np.nextafter(DECISION, 1.0)), found)
 
-    def is_abnormal(self, terms: Terms, threshold: float = DECISION) -> Bool[np.ndarray, " n"]:
-        """Decisions.
-
-        Args:
-          threshold: the anomaly above which an image is abnormal; 0.5 is the run's own threshold.
-        """
-        require_anomaly(threshold, "threshold")
-        return decide(self.anomaly(terms), threshold)
-
     def save(self, path: Path) -> None:
         """Write as JSON."""
         write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
@@ -160,8 +150,10 @@ class Calibration:
         ]
         figures = [*rows.ravel(), self.intercept, self.scale, *chosen, *np.ravel(others)]
         is_finite = np.isfinite(np.array(figures, float)).all()
-        if rows.shape != (3, len(self.terms)) or not is_finite or self.scale <= 0:
+        if rows.shape != (3, len(self.terms)) or not is_finite:
             raise ValueError("a figure is missing or not finite")
+        if self.scale <= 0 or (rows[1] <= 0).any():
+            raise ValueError("a scale or deviation is not positive")
         return self
 
 

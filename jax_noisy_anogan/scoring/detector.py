@@ -36,6 +36,7 @@ from jax_noisy_anogan.scoring.calibration import (
 from jax_noisy_anogan.scoring.maps import MapCalibration, load_maps
 from jax_noisy_anogan.scoring.regions import Box, Region, Regions, find_regions
 from jax_noisy_anogan.scoring.scorer import ImageResult, Scorer, heat_term, locate
+from jax_noisy_anogan.scoring.thresholds import decide
 from jax_noisy_anogan.training.state import load_model
 
 # In larger photographs regions are looked for in blocks of pixels, and pictures are smaller.
@@ -226,11 +227,13 @@ class Detector:
         terms, heat = locate(result, self._maps, usual, self.config.score)
         regions = _regions(heat, shown.frame, self.map_threshold)
         row = {name: np.array([value]) for name, value in terms.items()}
+        calibrated = self.calibration.calibrated(row)
+        anomaly = self.calibration.to_anomaly(calibrated)
         return Detection(
             score=terms["score"],
-            calibrated=float(self.calibration.calibrated(row)[0]),
-            anomaly=float(self.calibration.anomaly(row)[0]),
-            is_abnormal=bool(self.calibration.is_abnormal(row, threshold)[0]),
+            calibrated=float(calibrated[0]),
+            anomaly=float(anomaly[0]),
+            is_abnormal=bool(decide(anomaly, threshold)[0]),
             terms=terms,
             image=shown.image,
             reconstruction=result.reconstruction,

@@ -6,7 +6,7 @@ Maps are `jax.numpy`, so that they can run on the device behind the search and b
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 from scipy import ndimage
 
-from jax_noisy_anogan.runtime.files import UNREADABLE, save_npz
+from jax_noisy_anogan.runtime.files import UNREADABLE, load_npz, save_npz
 from jax_noisy_anogan.scoring.calibration import CalibrationError
 
 
@@ -33,13 +33,28 @@ def load_maps(path: Path) -> MapCalibration:
       CalibrationError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as values:
-            return MapCalibration(values["mean"], values["std"])
-    except (*UNREADABLE, KeyError) as error:
+        mean, std = load_npz(path, MapCalibration._fields)
+        check_maps(mean, std)
+        return MapCalibration(mean, std)
+    except UNREADABLE as error:
         raise CalibrationError(
             f"{path} cannot be read ({error}): run `python -m jax_noisy_anogan.evaluate --workdir "
             f"{path.parent}` first"
         ) from error
+
+
+def check_maps(mean: np.ndarray, std: np.ndarray) -> None:
+    """Refuse statistics of maps that no fit gives.
+
+    Raises:
+      ValueError: shapes that do not fit, values that are not finite, or no deviation.
+    """
+    if mean.shape != std.shape or mean.ndim not in (0, 2):
+        raise ValueError(f"a mean of shape {mean.shape} and a deviation of {std.shape} do not fit")
+    if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in (mean, std)):
+        raise ValueError("expected finite float32 arrays")
+    if not (std > 0).all():
+        raise ValueError("a deviation that is not positive")
 
 
 Map = Float[np.ndarray, "height width"]
@@ -179,16 +194,6 @@ class MapMoments:
             return values.size, values.mean(), values.var()
         values = np.asarray(smooth(jnp.asarray(map), sigma=self._sigma), np.float64)
         return 1, values, np.zeros(())
-
-
-def fit_map_calibration(
-    maps: Iterable[Map], *, sigma: float, per_pixel: bool = True
-) -> MapCalibration:
-    """The statistics of maps; see `MapMoments`, also for errors."""
-    moments = MapMoments(sigma=sigma, per_pixel=per_pixel)
-    for map in maps:
-        moments.add(map)
-    return moments.calibration()
 
 
 def calibrated_map(

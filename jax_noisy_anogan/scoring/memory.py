@@ -11,7 +11,6 @@ exported. Choosing the patches runs on the host, once.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,19 +22,16 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from jax_noisy_anogan.config import ScoreConfig
-from jax_noisy_anogan.data.preprocess import local_contrast
-from jax_noisy_anogan.runtime.files import UNREADABLE, save_npz
+from jax_noisy_anogan.runtime.files import UNREADABLE, load_npz, save_npz
 from jax_noisy_anogan.scoring.calibration import CalibrationError
 from jax_noisy_anogan.scoring.components import Components
-from jax_noisy_anogan.scoring.maps import MapCalibration
+from jax_noisy_anogan.scoring.maps import MapCalibration, check_maps
 
 Features = Float[Array, "batch rows columns features"]
 HostFeatures = Float[np.ndarray, "n rows columns features"]
 
 # Patches that a core-set is chosen from, per block: enough to cover a texture, seconds of work.
 _CANDIDATES = 20_000
-# A memory holds tens of megabytes; a small file can unpack to anything.
-_LARGEST_BYTES = 2**31
 _KERNELS, _KERNEL_SIDE, _SCALES = 12, 5, 3
 RANDOM_FEATURES = _KERNELS * _SCALES
 _PLACES = 32
@@ -91,7 +87,6 @@ def random_features(
     images: UInt8[Array, "batch side side channels"],
     *,
     places: int,
-    contrast: float = 0.0,
     seed: int = 0,
 ) -> Features:
     """Untrained features: random projections of 5 x 5 patches, rectified.
@@ -100,17 +95,13 @@ def random_features(
     places. Random filters followed by rectifying and pooling are a good part of what a trained
     first layer gives (Jarrett et al. 2009).
 
-    Args:
-      contrast: of the images' `local_contrast`; 0 takes the images as they are.
-
     Raises:
       ValueError: the side is no multiple of 4.
     """
     side, channels = images.shape[1], images.shape[-1]
     if side % 2 ** (_SCALES - 1):
         raise ValueError(f"images of {side} x {side}: expected a side that is a multiple of 4")
-    levels = jax.vmap(lambda image: local_contrast(image, contrast))(images)
-    x = (levels.astype(jnp.float32) - 128.0) / 127.0
+    x = (images.astype(jnp.float32) - 128.0) / 127.0
     found = []
     for scale in range(_SCALES):
         x = _pooled(x, 2) if scale else x
@@ -269,16 +260,9 @@ def load(path: Path) -> Memory:
       CalibrationError: the file is missing, damaged or too large, or its arrays do not fit.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            content = sum(item.file_size for item in archive.infolist())
-        if content > _LARGEST_BYTES:
-            raise ValueError(f"{content} bytes, at most {_LARGEST_BYTES} are read")
-        with np.load(path, allow_pickle=False) as values:
-            if "scale" in values and "axes" not in values:
-                raise ValueError("it was written by a version without principal components")
-            arrays = [values[name] for name in _NAMES]
+        arrays = load_npz(path, _NAMES)
         _check(*arrays)
-    except (*UNREADABLE, KeyError, MemoryError) as error:
+    except UNREADABLE as error:
         raise CalibrationError(
             f"{path} is no memory that can be read ({error}): run "
             f"`python -m jax_noisy_anogan.evaluate --workdir {path.parent}` again"
@@ -295,15 +279,14 @@ def of_run(folder: Path, score: ScoreConfig) -> Memory | None:
 
 def _check(*arrays: np.ndarray) -> None:
     patches, scale, mean, std, centre, axes, left, spread = arrays
+    check_maps(mean, std)
+    check_maps(left, spread)
     if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in arrays):
         raise ValueError("expected finite float32 arrays")
     if patches.ndim != 4 or patches.shape[0] != patches.shape[1] or 0 in patches.shape:
         raise ValueError(f"patches of shape {patches.shape}")
-    statistics = ((mean, std), (left, spread))
     fits = scale.shape == patches.shape[-1:] and axes.ndim == 2 and centre.shape == axes.shape[1:]
-    if not fits or any(m.shape != s.shape or m.ndim not in (0, 2) for m, s in statistics):
+    if not fits or left.ndim != 2:
         raise ValueError(f"shapes {[array.shape for array in arrays]} that do not fit")
-    if left.ndim != 2:
-        raise ValueError("it was written by a version whose components are of tiles")
-    if not all((array > 0).all() for array in (scale, std, spread)):
-        raise ValueError("a scale or deviation that is not positive")
+    if not (scale > 0).all():
+        raise ValueError("a scale that is not positive")
