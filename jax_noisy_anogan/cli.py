@@ -30,9 +30,10 @@ _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 def define_config() -> flags.FlagHolder:
     """Define the required `--config FILE.py[:variant]` and one flag per field.
 
-    As in `--config.loss.gamma=0.5`. A dict is written as in Python.
+    As in `--config.loss.gamma=0.5`. A dict and None are written as in Python.
     """
     config_flags.register_flag_parser_for_type(dict, _DictParser())
+    config_flags.register_flag_parser_for_type(float, _FloatParser())
     holder = config_flags.DEFINE_config_file(
         "config",
         None,
@@ -52,6 +53,13 @@ class _DictParser(flags.ArgumentParser):
             return ast.literal_eval(argument) if isinstance(argument, str) else argument
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return argument
+
+
+class _FloatParser(flags.FloatParser):
+    """Knows None too, which some settings take; `validate` refuses it for all others."""
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else super().parse(argument)
 
 
 def define_workdir(text: str) -> flags.FlagHolder[str]:

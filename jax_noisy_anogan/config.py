@@ -192,7 +192,7 @@ class DataConfig:
         0.0,
         "if positive, every pixel is replaced by how far it lies from the mean of its "
         "neighbourhood, in deviations of that neighbourhood, which takes uneven light away; the "
-        "value is the neighbourhood's Gaussian deviation as a share of the side; without a value "
+        "value is the neighbourhood's Gaussian deviation as a share of the side; None takes "
         "1/16 where normal images differ in brightness by more than what they show, and else 0",
         at_least=0,
         at_most=0.5,

@@ -158,6 +158,12 @@ def test_values_beyond_the_runs_depth_are_said_to_be_white(finished_run, caplog)
     assert "data.white_level = 1023" in caplog.text
 
 
+@pytest.mark.parametrize("change", ["search.steps=1", "config.score.map_sigma=3"])
+def test_what_needs_other_thresholds_is_changed_by_an_evaluation_only(finished_run, change):
+    with pytest.raises(ConfigError, match="evaluate --set"):
+        jax_noisy_anogan.load(finished_run[1], changes=[change])
+
+
 def test_a_threshold_replaces_the_decision_alone(detector, digits, found):
     _, _, paths = digits
     middle = sorted(f.anomaly for f in found)[2]

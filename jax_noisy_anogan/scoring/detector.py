@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, UInt8
 
 from jax_noisy_anogan import config as config_lib
-from jax_noisy_anogan.config import Config
+from jax_noisy_anogan.config import Config, ConfigError
 from jax_noisy_anogan.data.dataset import image_resolution
 from jax_noisy_anogan.data.decode import Pixels, decode_array, decode_image, decode_picture
 from jax_noisy_anogan.data.examples import Picture
@@ -25,6 +25,7 @@ from jax_noisy_anogan.data.preprocess import prepared
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.model import Model
 from jax_noisy_anogan.runtime.files import user_path
+from jax_noisy_anogan.runtime.workdir import SCORES
 from jax_noisy_anogan.scoring import memory as memory_lib
 from jax_noisy_anogan.scoring.calibration import (
     DECISION,
@@ -261,9 +262,16 @@ def load(
       calibration: a folder that `test --recalibrate` has written, whose thresholds judge instead.
 
     Raises:
-      ConfigError, CheckpointError, CalibrationError: the folder is not a finished run; says why.
+      ConfigError, CheckpointError, CalibrationError: the folder is not a finished run, or a change
+        needs other thresholds; says why.
     """
     folder = user_path(workdir, "workdir")
+    for change in changes:
+        if change.removeprefix("config.").startswith(SCORES):
+            raise ConfigError(
+                f"{change}: thresholds of a run hold for its own search and scores, which "
+                "`python -m jax_noisy_anogan.evaluate --set` changes"
+            )
     config = config_lib.changed(config_lib.load(folder), changes)
     source = folder if calibration is None else user_path(calibration, "calibration")
     found = Calibration.load(source / "calibration.json")
