@@ -607,16 +607,32 @@ FAULTS = (
     Fault(
         "map statistics are taken from test normals",
         "evaluation/held_out.py",
-        "for result in held_out.results(normal, line):",
-        'for result in held_out.results("test", line):',
+        "for key, result in zip(keys, held_out.results(normal, line), strict=True):\n"
+        "            usual.add(result)",
+        'for key, result in zip(keys, held_out.results("test", line), strict=False):\n'
+        "            usual.add(result)",
         "test_no_test_image_decides.py",
     ),
     Fault(
         "local of a validation normal rests on the image itself",
         "evaluation/held_out.py",
-        "locate(result, moments.calibration(result.map),",
-        "locate(result, moments.calibration(),",
+        "locate(result, *usual.calibration(without), score)",
+        "locate(result, *usual.calibration(), score)",
         "test_evaluation.py -k map_statistics",
+    ),
+    Fault(
+        "other photographs of a part stay in what judges it",
+        "evaluation/held_out.py",
+        "if split.groups is None:\n        return None",
+        "return None",
+        "test_evaluation.py -k same_part",
+    ),
+    Fault(
+        "images of one part are fitted to while another is judged",
+        "scoring/calibration.py",
+        "if groups is not None:\n        from",
+        "if False:\n        from",
+        "test_calibration.py -k same_part",
     ),
     Fault(
         "thresholds rest on scores of images that were fitted",

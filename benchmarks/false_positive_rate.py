@@ -59,7 +59,7 @@ def rates(
     validation = {name: values[chosen] for name, values in terms.items()}
     own = heights[chosen]
     if cross_fit:
-        without = (moments.calibration(without=results[k].map) for k in chosen)
+        without = (moments.calibration(without=moments.of(results[k].map)) for k in chosen)
         own = np.array(
             [
                 float(np.max(calibrated_map(results[k].map, maps, sigma=sigma)))

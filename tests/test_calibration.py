@@ -119,7 +119,11 @@ def _world(rng, count):
 
 def _terms_by_maps(moments, maps, *columns, own=False):
     heights = [
-        float(maps_lib.calibrated_map(m, moments.calibration(m if own else None), sigma=1.0).max())
+        float(
+            maps_lib.calibrated_map(
+                m, moments.calibration(moments.of(m) if own else None), sigma=1.0
+            ).max()
+        )
         for m in maps
     ]
     return {"local": np.array(heights), "a": columns[0], "b": columns[1]}
@@ -162,6 +166,44 @@ def test_scores_of_validation_images_come_from_fits_that_have_not_seen_them():
     assert outlier.normal[-1] - np.median(outlier.normal[:-1]) > 100
     assert outlier.calibration.calibrated({k: v[-1:] for k, v in far.items()})[0] < 5
     assert len(found.normal) == 12
+
+
+def test_images_of_the_same_part_are_judged_by_a_fit_to_other_parts():
+    normal, abnormal = (
+        {f"t{k}": column for k, column in enumerate(values.T)} for values in _logistic_data()
+    )
+    # Of 15 parts two have no normal image.
+    groups = np.arange(90) % 13, np.arange(25) % 15
+    settings = {"rule": "quantile", "false_positive_rate": 0.05}
+    found = fit(normal, abnormal, groups=groups, **settings)
+    for part in (0, 7, 14):
+        held_normal, held_abnormal = (numbers == part for numbers in groups)
+        rest = fit(
+            {name: values[~held_normal] for name, values in normal.items()},
+            {name: values[~held_abnormal] for name, values in abnormal.items()},
+            **settings,
+        ).calibration
+        for ours, terms, held in (
+            (found.normal, normal, held_normal),
+            (found.abnormal, abnormal, held_abnormal),
+        ):
+            alone = rest.calibrated({name: values[held] for name, values in terms.items()})
+            np.testing.assert_allclose(ours[held], alone, rtol=1e-4, atol=1e-4)
+    # As many draws as parts, and not as images: 5 of 90 are flagged.
+    flagged = np.sum(found.normal > found.calibration.thresholds[CALIBRATED].chosen)
+    own = found.calibration.thresholds[CALIBRATED]
+    assert (own.rate_low, own.rate_high) == rate_interval(flagged * 13 / 90, 13)
+
+
+def test_defects_of_a_single_part_are_not_left_out():
+    normal, abnormal = (
+        {f"t{k}": column for k, column in enumerate(values.T)} for values in _logistic_data()
+    )
+    groups = np.arange(90) % 13, np.zeros(25, int)
+    found = fit(normal, abnormal, groups=groups, rule="quantile", false_positive_rate=0.05)
+    whole = found.calibration.calibrated(abnormal)
+    # Without the seven normal images of that part, and with the defects.
+    np.testing.assert_allclose(found.abnormal, whole, atol=0.5)
 
 
 def test_two_terms_that_cancel_in_a_few_images_do_not_make_the_scale_explode():

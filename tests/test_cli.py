@@ -145,8 +145,12 @@ def test_any_config_file_of_a_run_is_accepted_or_one_line(content):
         ),
         (
             "train",
-            ["--config=mnist5k", "--config.data.local_contrast=None", "--config.loss.gamma=None"]
-            + ["--workdir=w"],
+            [
+                "--config=mnist5k",
+                "--config.data.local_contrast=None",
+                "--config.loss.gamma=None",
+                "--workdir=w",
+            ],
             "config.loss.gamma is None: expected a value of type float",
         ),
         ("evaluate", ["--workdir=nowhere"], "nowhere/config.json cannot be read"),

@@ -424,6 +424,26 @@ def test_map_statistics_rest_on_validation_normals_and_local_of_each_on_the_othe
     assert _terms_of(rows, "test")["local"][0] == pytest.approx(float(own), rel=1e-6)
 
 
+def test_photographs_of_the_same_part_are_not_what_one_of_them_is_judged_by(finished_run):
+    config, folder = finished_run
+    dataset = load_dataset(config.data, resolution=8)
+    split = make_split(dataset, config.data)
+    normal = split.validation_normal
+    groups = np.arange(len(dataset))
+    groups[normal[:6]], groups[normal[6:8]] = normal[0], normal[6]
+    split = dataclasses.replace(split, groups=groups)
+    model = scorer.Scorer(load_model(folder, config), config)
+    found = held_out.HeldOut(config, folder, dataset, split, model)
+    with found.progress(show=False) as line:
+        scored = held_out.validate(found, line).scored["validation_normal"]
+    maps = np.stack([result.map for result in found.results("validation_normal")])
+    sigma = config.score.map_sigma
+    for k, part in ((0, range(6)), (5, range(6)), (7, (6, 7)), (9, (9,))):
+        others = _statistics(np.delete(maps, list(part), axis=0), sigma=sigma)
+        own = maps_lib.calibrated_map(maps[k], others, sigma=sigma).max()
+        assert scored.terms["local"][k] == pytest.approx(float(own), rel=1e-3)
+
+
 def _photograph(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)

@@ -1,5 +1,6 @@
 """A run's split stays what it was, whatever becomes of the folder."""
 
+import dataclasses
 import json
 import shutil
 
@@ -50,6 +51,24 @@ def _load(config):
 
 def _parts(split):
     return {name: [split.ids[i] for i in split.part(name)] for name in PARTS}
+
+
+def test_photographs_of_the_same_part_are_kept_with_the_split(run):
+    config, root, folder, before = run
+    assert split_file.read(folder / "split.json", _load(config)).groups is None
+    groups = np.arange(len(before.ids))
+    groups[[3, 7, 12]], groups[[5, 6]] = 3, 5
+    split = dataclasses.replace(before, groups=groups)
+    split_file.write(folder / "split.json", split, _load(config))
+    _save(root / "normal/a_new.png", 200)
+    dataset = _load(config)
+    after = split_file.read(folder / "split.json", dataset)
+
+    def together(ids, numbers):
+        return {frozenset(np.array(ids)[numbers == number]) for number in numbers}
+
+    new = {frozenset({"normal/a_new.png"})}
+    assert together(dataset.ids, after.groups) == together(before.ids, groups) | new
 
 
 def test_new_images_are_named_and_left_alone(run, caplog):

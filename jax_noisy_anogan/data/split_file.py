@@ -45,6 +45,7 @@ def read(path: Path, dataset: Dataset) -> Split:
         parts = {name: list(document["parts"][name]) for name in PARTS}
         unused, abnormal = set(document["unused"]), set(document["abnormal"])
         files: dict[str, list[str]] = document.get("files", {})
+        together = [list(ids) for ids in document.get("together", [])]
         protocol, transductive = str(document["protocol"]), bool(document["transductive"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
@@ -74,11 +75,17 @@ def read(path: Path, dataset: Dataset) -> Split:
     def indices(ids: Sequence[str]) -> Int[np.ndarray, " n"]:
         return np.array([row[id_] for id_ in ids], np.int64)
 
+    groups = np.arange(len(dataset))
+    for ids in together:
+        # Of images that no part holds some may be gone.
+        there = [row[id_] for id_ in ids if id_ in row]
+        groups[there] = there[:1] or 0
     return Split(
         protocol=protocol,
         ids=dataset.ids,
         is_abnormal=np.array([id_ in abnormal for id_ in dataset.ids], bool),
         transductive=transductive,
+        groups=groups if together else None,
         **{name: indices(ids) for name, ids in parts.items()},
     )
 

@@ -51,8 +51,7 @@ class Split:
       train_normal: unlabelled training images; abnormal ones among them are the contamination.
       transductive: the protocol tests its training images too: the normal training and validation
         images are then also in `test`, and only the other parts are disjoint.
-      groups: a number per example; those that share it fall to one part. None: each on its own. Not
-        kept with a run.
+      groups: a number per example; those that share it fall to one part. None: each on its own.
     """
 
     protocol: str
@@ -78,12 +77,16 @@ class Split:
     def to_json(self) -> dict[str, Any]:
         """Example ids of every part, ready for `json.dumps`."""
         parts = {name: [self.ids[i] for i in self.part(name)] for name in PARTS}
+        together: dict[int, list[str]] = {}
+        for id_, number in zip(self.ids, () if self.groups is None else self.groups, strict=False):
+            together.setdefault(int(number), []).append(id_)
         return {
             "protocol": self.protocol,
             "transductive": self.transductive,
             "counts": {name: len(ids) for name, ids in parts.items()},
             "parts": parts,
             "contaminating": [self.ids[i] for i in self.contaminating],
+            "together": [ids for ids in together.values() if len(ids) > 1],
             "abnormal_in_test": [self.ids[i] for i in self.test if self.is_abnormal[i]],
         }
 
@@ -151,6 +154,7 @@ def for_testing(dataset: Dataset, config: DataConfig, *, calibrate: bool) -> Spl
         validation_normal=parts[False],
         validation_known_abnormal=parts[True],
         test=test,
+        groups=examples.groups,
     )
 
 

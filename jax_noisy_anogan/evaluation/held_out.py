@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import shutil
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from jax_noisy_anogan.model import Model
 from jax_noisy_anogan.runtime.files import UNREADABLE, checksum, digest, save_npz
 from jax_noisy_anogan.runtime.progress import ProgressLine
 from jax_noisy_anogan.scoring import calibration as calibration_lib
-from jax_noisy_anogan.scoring.calibration import CalibrationError, Fitted
+from jax_noisy_anogan.scoring.calibration import CalibrationError, Fitted, Groups
 from jax_noisy_anogan.scoring.maps import MapCalibration, MapMoments
 from jax_noisy_anogan.scoring.memory import Memory
 from jax_noisy_anogan.scoring.scorer import (
@@ -160,11 +160,36 @@ class Validated(NamedTuple):
     fitted: Fitted
 
 
+class _Usual:
+    """Statistics of maps of normal images, and of their distances where there is a memory."""
+
+    def __init__(self, sigma: float, *, per_pixel: bool):
+        self._maps = MapMoments(sigma=sigma, per_pixel=per_pixel)
+        self._distances = MapMoments(sigma=sigma, per_pixel=per_pixel)
+        self._has_distances = False
+
+    def add(self, result: ImageResult) -> None:
+        self._maps.add(result.map)
+        if result.distance is not None:
+            self._has_distances = True
+            self._distances.add(result.distance)
+
+    def calibration(
+        self, without: _Usual | None = None
+    ) -> tuple[MapCalibration, MapCalibration | None]:
+        """Of all images, or of all but those that `without` has counted too."""
+        maps = self._maps.calibration(None if without is None else without._maps)
+        if not self._has_distances:
+            return maps, None
+        return maps, self._distances.calibration(None if without is None else without._distances)
+
+
 def validate(held_out: HeldOut, line: ProgressLine) -> Validated:
     """Map statistics and calibration, from the validation images.
 
     The terms of maps of a normal image are those of statistics without it: with it, a nominal
     false-positive rate of 5 % was 89 % on unseen digits with 9 validation images, 17 % with 52.
+    Other photographs of the same part are left out with it.
 
     Raises:
       CalibrationError: the images are too few, or a term is not finite.
@@ -172,26 +197,24 @@ def validate(held_out: HeldOut, line: ProgressLine) -> Validated:
     config, split = held_out.config, held_out.split
     normal, known = PARTS[:2]
     score, memory = config.score, held_out.scorer.memory
-    moments = MapMoments(sigma=score.map_sigma, per_pixel=not held_out.dataset.is_tiled)
-    # Without a memory nothing is counted in them.
-    distances = MapMoments(sigma=score.map_sigma, per_pixel=not held_out.dataset.is_tiled)
-
-    def usual(without: ImageResult | None = None) -> MapCalibration | None:
-        if memory is None:
-            return None
-        return distances.calibration(None if without is None else without.distance)
-
+    groups = _together(split)
+    keys = range(len(split.validation_normal)) if groups is None else groups[0].tolist()
+    shared = Counter(keys)
+    new = functools.partial(_Usual, score.map_sigma, per_pixel=not held_out.dataset.is_tiled)
+    usual, parts = new(), defaultdict[int, _Usual](new)
     try:
-        for result in held_out.results(normal, line):
-            moments.add(result.map)
-            if result.distance is not None:
-                distances.add(result.distance)
-        maps, remembered = moments.calibration(), usual()
+        for key, result in zip(keys, held_out.results(normal, line), strict=True):
+            usual.add(result)
+            if shared[key] > 1:
+                parts[key].add(result)
+        maps, remembered = usual.calibration()
+        own = []
         # Kept results are read again here, not measured again.
-        own = [
-            locate(result, moments.calibration(result.map), usual(result), score).terms
-            for result in held_out.results(normal, line)
-        ]
+        for key, result in zip(keys, held_out.results(normal, line), strict=True):
+            without = parts.get(key) or new()
+            if shared[key] == 1:
+                without.add(result)
+            own.append(locate(result, *usual.calibration(without), score).terms)
     except ValueError as error:
         raise CalibrationError(f"normal validation images: {error}") from error
     found = [
@@ -205,6 +228,7 @@ def validate(held_out: HeldOut, line: ProgressLine) -> Validated:
     fitted = calibration_lib.fit(
         scored[normal].terms,
         scored[known].terms,
+        groups=groups,
         rule=config.score.threshold_rule,
         false_positive_rate=config.score.false_positive_rate,
         learned=learned_term(config.loss),
@@ -213,6 +237,17 @@ def validate(held_out: HeldOut, line: ProgressLine) -> Validated:
     if memory is not None and remembered is not None:
         memory = memory._replace(usual=remembered)
     return Validated(maps, memory, scored, fitted)
+
+
+def _together(split: Split) -> Groups | None:
+    """Numbers of the normal and of the known abnormal validation images; one part shares one.
+
+    None where each image is a part of its own, or where the parts are too few to leave one out.
+    """
+    if split.groups is None:
+        return None
+    normal, known = (split.groups[split.part(name)] for name in PARTS[:2])
+    return (normal, known) if len(np.unique(normal)) >= calibration_lib.FEWEST_NORMALS else None
 
 
 def tested(

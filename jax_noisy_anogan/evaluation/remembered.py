@@ -196,7 +196,7 @@ def _stands_out(
     for item, map in zip(judged, maps, strict=True):
         usual: MapCalibration = statistics
         if item.normal is not None:
-            usual = moments.calibration(without=maps[item.normal])
+            usual = moments.calibration(without=moments.of(maps[item.normal]))
         found = np.asarray(calibrated_map(map, usual, sigma=sigma))
         scores.append(float(found.max() if item.defect is None else found[item.defect].max()))
         defective.append(item.defect is not None)

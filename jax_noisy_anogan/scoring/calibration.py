@@ -162,6 +162,10 @@ def model_stamp(model: Model) -> int:
     return checksum(model[1:])
 
 
+# The part that each normal, and each known abnormal, validation image shows.
+Groups = tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]
+
+
 class Fitted(NamedTuple):
     """A calibration, and the calibrated scores of the validation images by fits without them."""
 
@@ -174,6 +178,7 @@ def fit(
     normal: Terms,
     abnormal: Terms,
     *,
+    groups: Groups | None = None,
     rule: str,
     false_positive_rate: float,
     learned: str = "",
@@ -183,8 +188,9 @@ def fit(
 
     Args:
       normal: terms of normal validation images, at least `FEWEST_NORMALS`; each by map statistics
-        without the image.
+        without the image and others of its part.
       abnormal: of known abnormal validation images; arrays of length 0 where there are none.
+      groups: the part that each image shows; None: each one of its own.
       rule: "best_f1", "youden" or "quantile", see `fit_thresholds`.
       false_positive_rate: of the quantile thresholds.
       learned: the term that was trained against known abnormal images, if any; few validation
@@ -208,15 +214,18 @@ def fit(
         # scale only, by which an unusual normal image would lift the threshold of all others.
         scores = whole(normals), whole(abnormals)
     else:
-        scores = _cross_fitted(normals, abnormals, expected, balance, whole)
+        scores = _cross_fitted(normals, abnormals, expected, balance, whole, groups)
     if whole.balanced:
         # Nothing abnormal says where 0 should lie: it lies at the quantile threshold.
         shift = quantile_threshold(scores[0], false_positive_rate)
         whole = whole._replace(intercept=-shift)
         scores = scores[0] - shift, scores[1] - shift
     columns = {name: (normals[:, k], abnormals[:, k]) for k, name in enumerate(names)}
+    parts = len(normals) if groups is None else len(np.unique(groups[0]))
     thresholds = {
-        name: fit_thresholds(*values, rule=rule, false_positive_rate=false_positive_rate)
+        name: fit_thresholds(
+            *values, rule=rule, false_positive_rate=false_positive_rate, parts=parts
+        )
         for name, values in {**columns, CALIBRATED: scores}.items()
     }
     calibration = Calibration(
@@ -318,15 +327,17 @@ def _cross_fitted(
     expected: Float[np.ndarray, " terms"],
     balance: Float[np.ndarray, " terms"],
     whole: _Linear,
+    groups: Groups | None,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-    """The score of every image by a fit of the same kind as `whole`, without the image.
+    """The score of every image by a fit of the same kind as `whole`, without the image's part.
 
-    A single abnormal image is not left out: without it, nothing of its kind is known. No threshold
-    rests on it (`fit_thresholds`).
+    The abnormal images of a single part are not left out: without them, nothing of their kind is
+    known. No threshold rests on a single one (`fit_thresholds`).
     """
     scores = whole(normals), whole(abnormals)
-    for held_normal, held_abnormal in _folds(len(normals), len(abnormals)):
+    for held_normal, held_abnormal in _folds(len(normals), len(abnormals), groups):
         rest = np.delete(abnormals, held_abnormal, axis=0)
+        rest = rest if len(rest) else abnormals
         without = _fit_linear(
             np.delete(normals, held_normal, axis=0),
             rest[:0] if whole.balanced else rest,
@@ -340,9 +351,20 @@ def _cross_fitted(
 
 
 def _folds(
-    normals: int, abnormals: int
+    normals: int, abnormals: int, groups: Groups | None
 ) -> Iterator[tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]]:
-    """Which images a fit leaves out: neighbours together, one at a time where there are few."""
+    """Which images a fit leaves out: neighbours together, one at a time where there are few.
+
+    Those of a part are always left out together.
+    """
+    if groups is not None:
+        from sklearn.model_selection import GroupKFold  # takes a second to import
+
+        numbers = np.concatenate(groups)
+        count = min(_FOLDS, len(np.unique(numbers)))
+        for _, held in GroupKFold(count).split(numbers, groups=numbers):
+            yield held[held < normals], held[held >= normals] - normals
+        return
     count = min(_FOLDS, max(normals, abnormals))
     left_out = np.arange(abnormals if abnormals > 1 else 0)
     yield from zip(

@@ -130,7 +130,7 @@ def smooth(
 
 
 class MapMoments:
-    """Statistics of the smoothed maps of normal validation images, also without one of them.
+    """Statistics of the smoothed maps of normal validation images, also without some of them.
 
     Args:
       sigma: of the smoothing of each map, and of the variances per pixel once more, because a
@@ -161,18 +161,24 @@ class MapMoments:
         self._squares = self._squares + number * spread + gap**2 * self._count * share
         self._count += number
 
-    def calibration(self, without: Map | None = None) -> MapCalibration:
-        """The statistics of all maps, or of all but one that was counted.
+    def of(self, *maps: Map) -> MapMoments:
+        """Those of other maps, smoothed alike."""
+        found = MapMoments(sigma=self._sigma, per_pixel=self._per_pixel)
+        for map in maps:
+            found.add(map)
+        return found
+
+    def calibration(self, without: MapMoments | None = None) -> MapCalibration:
+        """The statistics of all maps, or of all but those that `without` has counted too.
 
         Raises:
           ValueError: no map is left, or those that are left never differ.
         """
         count, mean, squares = self._count, self._mean, self._squares
         if without is not None and count:
-            number, centre, spread = self._observed(without)
-            rest = count - number
-            gap = centre - mean
-            squares = squares - number * spread - gap**2 * number * count / max(rest, 1)
+            number, rest = without._count, count - without._count
+            gap = without._mean - mean
+            squares = squares - without._squares - gap**2 * number * count / max(rest, 1)
             count, mean = rest, mean - gap * number / max(rest, 1)
         if count == 0:
             raise ValueError("no map to calibrate with: expected at least one normal image")

@@ -48,6 +48,7 @@ def fit_thresholds(
     *,
     rule: str,
     false_positive_rate: float,
+    parts: int | None = None,
 ) -> Thresholds:
     """Thresholds from the scores of validation images.
 
@@ -55,6 +56,8 @@ def fit_thresholds(
       normal, abnormal: scores that the images did not take part in fitting.
       rule: "best_f1", "youden" or "quantile", which also decides with fewer than two abnormal
         images.
+      parts: how many parts the normal images show: several photographs of one say little more than
+        one, so the interval of the rate counts parts. None: as many as images.
     """
     quantile = quantile_threshold(normal, false_positive_rate)
     f1 = youden = None
@@ -65,7 +68,9 @@ def fit_thresholds(
         # Where a score does not separate, F1 is best with everything flagged: no decision at all.
         chosen = quantile if decide(normal, wanted).all() else wanted
     flagged = int(decide(normal, chosen).sum())
-    return Thresholds(chosen, quantile, f1, youden, *rate_interval(flagged, len(normal)))
+    parts = len(normal) if parts is None else parts
+    interval = rate_interval(flagged * parts / len(normal), parts)
+    return Thresholds(chosen, quantile, f1, youden, *interval)
 
 
 def quantile_threshold(normal: Float[np.ndarray, " n"], false_positive_rate: float) -> float:
@@ -142,7 +147,7 @@ def _best_threshold(
     return float(cuts[len(values) - 1 - int(np.argmax(values[::-1]))])
 
 
-def rate_interval(flagged: int, count: int) -> tuple[float, float]:
+def rate_interval(flagged: float, count: int) -> tuple[float, float]:
     """Clopper and Pearson's 95 % interval of a rate of which `flagged` of `count` were seen."""
     tail = (1 - _CONFIDENCE) / 2
     low = special.betaincinv(flagged, count - flagged + 1, tail) if flagged else 0.0
