@@ -208,7 +208,7 @@ def save_png(path: Path, array: UInt8[np.ndarray, "height width *channels"]) -> 
 
 
 def save_thumbnail(path: Path, picture: Picture) -> None:
-    """Write a picture as JPEG, no side longer than 192 pixels."""
+    """Write a picture as JPEG, no side longer than 240 pixels."""
     small = Image.fromarray(as_rgb(picture))
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     with written(path) as file:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.frame import enlarged
+from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.evaluation.held_out import Seen
 from jax_noisy_anogan.evaluation.metrics import Interval, bootstrap_samples, percentiles
 from jax_noisy_anogan.scoring.regions import labelled
@@ -71,15 +72,16 @@ class PixelMetrics:
             raise ValueError(f"max_fpr={max_fpr}: expected above 0 and at most 1")
         self._max_fpr = max_fpr
         self._totals: dict[str, _Counts] = {}
-        self._images: list[tuple[str, _Counts]] = []
+        self._images: list[tuple[str, int, _Counts]] = []
 
-    def update(self, map: Map, mask: Mask, defect: str = "") -> None:
+    def update(self, map: Map, mask: Mask, defect: str = "", group: int | None = None) -> None:
         """Count one image.
 
         Args:
           map: larger where a pixel looks abnormal.
           mask: True at the defective pixels.
           defect: what kind of defect the image shows; empty for a normal image.
+          group: number of the part that it shows; None: no other image shows it.
 
         Raises:
           ValueError: map and mask differ in size, or the map is not finite.
@@ -89,7 +91,8 @@ class PixelMetrics:
         known = self._totals.get(defect)
         self._totals[defect] = counts if known is None else _merged([known, counts])
         coarse = counts._replace(keys=counts.keys >> (_FINE_BITS - _COARSE_BITS))
-        self._images.append((defect, _merged([coarse])))
+        alone = 2**40 + len(self._images)  # the number of no group
+        self._images.append((defect, alone if group is None else group, _merged([coarse])))
 
     def result(self) -> PixelResult:
         """Over all images so far."""
@@ -100,32 +103,36 @@ class PixelMetrics:
         return {name: self._result(["", name]) for name in sorted(set(self._totals) - {""})}
 
     def intervals(self, *, seed: int, resamples: int = 1000, level: float = 0.95) -> PixelIntervals:
-        """Bootstrap intervals; images are resampled within their kind of defect.
+        """Bootstrap intervals; parts, or images, are resampled within their kind of defect.
 
-        Single images are kept in bins of 1/32 of a value's own size, of which the two areas hardly
-        take notice beside the width of an interval.
+        Single images are kept in bins of 1/32 of a value's own size. What that alone moves the
+        areas by is taken back.
         """
         if not self._images:
             return PixelIntervals(Interval(nan, nan), Interval(nan, nan))
-        keys = np.unique(np.concatenate([counts.keys for _, counts in self._images]))
+        keys = np.unique(np.concatenate([counts.keys for _, _, counts in self._images]))
         flawless, defective, overlap = np.zeros((3, len(self._images), len(keys)))
-        for row, (_, counts) in enumerate(self._images):
+        for row, (_, _, counts) in enumerate(self._images):
             columns = np.searchsorted(keys, counts.keys)
             flawless[row, columns] = counts.flawless
             defective[row, columns] = counts.defective
             overlap[row, columns] = counts.overlap
-        strata = np.array([defect for defect, _ in self._images])
-        areas = []
-        for chosen in bootstrap_samples(strata, seed, resamples):
-            weight = np.bincount(chosen, minlength=len(strata)).astype(float)
+        strata = np.array([defect for defect, _, _ in self._images])
+        groups = np.array([group for _, group, _ in self._images])
+
+        def areas(weight: Float[np.ndarray, " images"]) -> tuple[float, float]:
             false = weight @ flawless
-            areas.append(
-                (
-                    _area(false, weight @ defective, 1.0)[0],
-                    _area(false, weight @ overlap, self._max_fpr)[0],
-                )
-            )
-        return PixelIntervals(*(percentiles(column, level) for column in zip(*areas, strict=True)))
+            auroc, _ = _area(false, weight @ defective, 1.0)
+            return auroc, _area(false, weight @ overlap, self._max_fpr)[0]
+
+        drawn = [
+            areas(np.bincount(chosen, minlength=len(strata)).astype(float))
+            for chosen in bootstrap_samples(strata, seed, resamples, groups)
+        ]
+        found = self.result()
+        moved = np.array([found.auroc, found.aupro]) - areas(np.ones(len(strata)))
+        columns = np.clip(np.array(drawn) + moved, 0.0, 1.0).T
+        return PixelIntervals(*(percentiles(column, level) for column in columns))
 
     def _result(self, defects: list[str]) -> PixelResult:
         found = [self._totals[name] for name in defects if name in self._totals]
@@ -139,7 +146,7 @@ class PixelMetrics:
             aupro=overlap,
             auroc_error=auroc_error,
             aupro_error=overlap_error,
-            images=sum(defect in defects for defect, _ in self._images),
+            images=sum(defect in defects for defect, _, _ in self._images),
             regions=counts.regions,
         )
 
@@ -152,14 +159,18 @@ class MaskedPixels:
       empty: ids of abnormal images that are left out, because their masks show no defect.
     """
 
-    def __init__(self, dataset: Dataset, is_abnormal: Bool[np.ndarray, " all"]):
-        self._dataset, self._is_abnormal = dataset, is_abnormal
+    def __init__(self, dataset: Dataset, split: Split):
+        self._dataset, self._split = dataset, split
         self.metrics, self.empty = PixelMetrics(), list[str]()
 
     def __call__(self, seen: Seen) -> None:
         """Count a test image."""
-        dataset, index = self._dataset, seen.example
-        abnormal = bool(self._is_abnormal[index])
+        self.add(seen.example, seen.map)
+
+    def add(self, index: int, map: Map) -> None:
+        """Count an image of the data set; a map of its frame may have any size."""
+        dataset, groups = self._dataset, self._split.groups
+        abnormal = bool(self._split.is_abnormal[index])
         if abnormal and not dataset.has_mask[index]:
             return
         mask = _bounded(dataset.own_mask(index))
@@ -167,7 +178,8 @@ class MaskedPixels:
             self.empty.append(dataset.ids[index])
             return
         name = dataset.class_names[dataset.labels[index]] if abnormal else ""
-        self.metrics.update(enlarged(seen.map, mask.shape), mask, name)
+        group = None if groups is None else int(groups[index])
+        self.metrics.update(enlarged(map, mask.shape), mask, name, group)
 
 
 def _bounded(mask: Mask) -> Mask:

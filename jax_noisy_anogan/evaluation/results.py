@@ -114,6 +114,8 @@ def evaluate(
                 memory_lib.save(workdir / "memory.npz", validated.memory)
             else:
                 (workdir / "memory.npz").unlink(missing_ok=True)  # of other settings
+            # Of a calibration before, until the test images are judged by this one.
+            (workdir / "scores.csv").unlink(missing_ok=True)
             # Last: where it is, maps and memory are its own.
             validated.fitted.calibration.save(workdir / "calibration.json")
         shown = _shown(held_out, validated)
@@ -177,7 +179,7 @@ def _shown(held_out: HeldOut, validated: Validated) -> Shown:
     return Shown(
         Figures(dataset, split, count=_IMAGES_PER_ROW, hottest=hottest),
         Cards(dataset, split, validated.fitted.calibration, hottest),
-        MaskedPixels(dataset, split.is_abnormal) if dataset.has_masks else None,
+        MaskedPixels(dataset, split) if dataset.has_masks else None,
         hottest,
     )
 
@@ -311,10 +313,11 @@ def report_of(
     pixel = None if shown.pixels is None else shown.pixels.metrics
     empty = () if shown.pixels is None else shown.pixels.empty
     groups = shown.cards.groups()
+    parts = None if split.groups is None else split.groups[test.indices]
     summaries = []
     for name, values in scores.items():
         limit = DECISION if name == ANOMALY else calibration.thresholds[name].chosen
-        intervals = image_intervals(values, is_abnormal, threshold=limit, seed=0)
+        intervals = image_intervals(values, is_abnormal, threshold=limit, seed=0, groups=parts)
         figures = image_metrics(values, is_abnormal, threshold=limit)
         summaries.append(ScoreSummary(name, figures, intervals))
         line.advance(1)

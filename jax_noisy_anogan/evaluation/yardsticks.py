@@ -22,11 +22,11 @@ from jax_noisy_anogan.baselines.yardsticks import (
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.catalog import open_source
 from jax_noisy_anogan.data.dataset import Dataset
-from jax_noisy_anogan.data.frame import enlarged, fit_square
+from jax_noisy_anogan.data.frame import fit_square
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.evaluation.metrics import image_metrics
-from jax_noisy_anogan.evaluation.pixel_metrics import PixelMetrics
+from jax_noisy_anogan.evaluation.pixel_metrics import MaskedPixels
 from jax_noisy_anogan.runtime.progress import ProgressLine
 
 _SIDE = 128
@@ -157,14 +157,11 @@ def _result(
     own, tested = judged.scores[:validated], judged.scores[validated:]
     image = image_metrics(tested, split.is_abnormal[split.test], threshold=0.0)
     validated_image = image_metrics(own, split.is_abnormal[validation], threshold=0.0)
-    pixel = PixelMetrics()
+    pixels = MaskedPixels(dataset, split)
     if judged.maps is not None and dataset.has_masks:
-        source = dataset.source(dataset.resolution)
-        known = dataset.has_mask[split.test] | ~split.is_abnormal[split.test]
-        for index, map in zip(split.test[known], judged.maps[validated:][known], strict=True):
-            mask = source.mask(int(index)) >= 128
-            pixel.update(enlarged(map, mask.shape), mask)
-    found = pixel.result()
+        for index, map in zip(split.test, judged.maps[validated:], strict=True):
+            pixels.add(int(index), map)
+    found = pixels.metrics.result()
     return YardstickResult(
         image.auroc,
         image.average_precision,
@@ -197,6 +194,7 @@ class _Reader:
         for row, index in enumerate(part):
             mask = self.examples[self.ids[index]].load().mask
             if mask is not None:
+                # Any part of a pixel: thin defects would vanish.
                 white = mask[..., None].astype(np.uint8) * np.uint8(255)
-                found[row] = fit_square(white, _SIDE, self.data.fit)[..., 0] >= 128
+                found[row] = fit_square(white, _SIDE, self.data.fit)[..., 0] > 0
         return found

