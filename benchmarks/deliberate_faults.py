@@ -462,6 +462,34 @@ FAULTS = (
         "        )",
         "test_metrics.py -k definitions",
     ),
+    Fault(
+        "report: the ROC curve is drawn with its axes exchanged",
+        "evaluation/charts.py",
+        "zip(false, true, strict=True)",
+        "zip(true, false, strict=True)",
+        "test_report.py -k curves_and_bars",
+    ),
+    Fault(
+        "report: normal and abnormal are exchanged in the histogram",
+        "evaluation/charts.py",
+        '{"normal": scores[~is_abnormal], "abnormal": scores[is_abnormal]}',
+        '{"normal": scores[is_abnormal], "abnormal": scores[~is_abnormal]}',
+        "test_report.py -k curves_and_bars",
+    ),
+    Fault(
+        "report: the best F1 and the F1 at the threshold are exchanged",
+        "evaluation/report.py",
+        '("auroc", "average_precision", "f1_best", "f1_at_threshold")',
+        '("auroc", "average_precision", "f1_at_threshold", "f1_best")',
+        "test_report.py -k row_of_a_score",
+    ),
+    Fault(
+        "report: a kind's missed images are shown as flagged",
+        "evaluation/report.py",
+        'Cell(f"{hits:,}", share=hits / count)',
+        'Cell(f"{count - hits:,}", share=(count - hits) / count)',
+        "test_report.py -k row_of_a_kind",
+    ),
     # --- Inputs and the split of a run ------------------------------------------------------------
     Fault(
         "A run divides its images anew when others come to the folder",
@@ -487,7 +515,7 @@ FAULTS = (
     Fault(
         "score reads the results that it writes",
         "data/folders.py",
-        "if here == self._out:",
+        "if self.is_for_pictures(here):",
         "if False:",
         "test_score_files.py -k inside_the_folder",
     ),
@@ -515,8 +543,8 @@ FAULTS = (
     Fault(
         "EXIF rotation is not applied",
         "data/decode.py",
-        "upright = ImageOps.exif_transpose(picture)",
-        "upright = picture",
+        "upright = ImageOps.exif_transpose(picture)\n    if mode in",
+        "upright = picture\n    if mode in",
         "test_data_images.py -k exif",
     ),
     Fault(
@@ -550,8 +578,8 @@ FAULTS = (
     Fault(
         "Masks beside their images are images",
         "data/folders.py",
-        "taken = set(masks.values())",
-        "taken = set()",
+        "[path for path in files if path not in image_of], masks",
+        "files, masks",
         "test_image_layouts.py -k beside",
     ),
     Fault(

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.console import Console
 from rich.table import Table
+from search_quality import settings_of
 
-from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.splits import make_split
@@ -86,13 +86,13 @@ def plain_quantile(scores: Float[np.ndarray, " n"]) -> float:
     return float(np.sort(scores)[len(scores) - 1 - int(NOMINAL * len(scores) + 1e-9)])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--images", type=int, default=1000, help="at most so many normal images")
-    options = parser.parse_args()
-    config = config_lib.load(options.workdir)
+    options = parser.parse_args(arguments)
+    config = settings_of(options.workdir)
     quiet = dataclasses.replace(config.search, record_curve=False)
     results = held_out(dataclasses.replace(config, search=quiet), options.workdir, options.images)
     table = Table("validation normals", "score", "fitted to itself", "cross-fitted", "asked for")

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from search_quality import settings_of
 from sklearn.metrics import roc_auc_score
 
-from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.splits import make_split
@@ -42,7 +42,7 @@ def scores(trained: Model, config: Config, images: list[np.ndarray]) -> dict[str
 
 def compare(run: Path, *, images: int, steps: int) -> list[dict[str, Any]]:
     """A row per term."""
-    config = config_lib.load(run)
+    config = settings_of(run)
     config.search = dataclasses.replace(config.search, steps=steps)
     dataset = load_dataset(config.data, resolution=config.growth.resolution, progress=False)
     test = make_split(dataset, config.data).test

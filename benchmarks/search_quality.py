@@ -128,6 +128,17 @@ def parts_of(dataset: Dataset, split: Split, images: int) -> tuple[Part, Part]:
     )
 
 
+def settings_of(run: Path) -> Config:
+    """The settings of a run without its memory: these benchmarks are about G and D.
+
+    Where the memory's map was shown, it is the default one.
+    """
+    config = config_lib.load(run)
+    shown = "difference" if config.score.map == "memory" else config.score.map
+    score = dataclasses.replace(config.score, memory=False, map=shown)
+    return dataclasses.replace(config, score=score)
+
+
 def with_search(config: Config, changes: dict[str, Any]) -> Config:
     search = dataclasses.replace(config.search, **{**REFERENCE, **changes})
     return config_lib.validate(dataclasses.replace(config, search=search))
@@ -308,7 +319,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         keep_to_one_core()
     console = Console()
 
-    plain = with_search(config_lib.load(options.workdir), {"steps": options.reference_steps})
+    plain = with_search(settings_of(options.workdir), {"steps": options.reference_steps})
     dataset = load_dataset(plain.data, resolution=plain.growth.resolution)
     split = make_split(dataset, plain.data)
     validation, test = parts_of(dataset, split, options.images)

@@ -102,14 +102,15 @@ def candidates(config: Config, tries: Sequence[str], minutes: float, parts: int)
     """The settings as given, then those of every try, or else whole images against tiles.
 
     Args:
+      config: as given, not validated: settings that follow others follow those of a try too.
       minutes: of all trainings together; 0 leaves each as long as its settings say.
       parts: trainings of each candidate.
 
     Raises:
       ConfigError: a try changes no setting, or one that divides the images or that `minutes` sets.
     """
-    asked = [shlex.split(text) for text in tries] or [_other_view(config)]
     listed = [Candidate(validate(config))]
+    asked = [_words(text) for text in tries] or [_other_view(config)]
     for given in asked:
         changes = [change.removeprefix("config.") for change in given]
         if not changes:
@@ -133,10 +134,22 @@ def candidates(config: Config, tries: Sequence[str], minutes: float, parts: int)
     return listed
 
 
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--try {' '.join(text.split())}: {error}") from error
+
+
 def _other_view(config: Config) -> list[str]:
     """Whole where the settings as given work in tiles, and the other way round."""
     if config.data.tile_image_resolution:
         return ["data.tile_image_resolution=0"]
+    if config.data.name != "image_folder":
+        raise ConfigError(
+            f"--try is missing: images of {config.data.name} are not compared in tiles, so name "
+            'other settings, as --try "loss.gamma=0.5"'
+        )
     resolution = image_resolution(config.data, config.growth.resolution)
     source = open_source(config.data, resolution=resolution)
     fit = survey.measured(config.data, source, resolution=resolution).config.fit
@@ -164,7 +177,7 @@ def judge(listed: Sequence[Candidate], parts: int, folder: Path) -> list[Judged]
         for place, candidate in enumerate(listed, 1):
             said = f"candidate {place} of {len(listed)} ({candidate.name}), fold {number}"
             print(f"{said} of {parts}", file=sys.stderr, flush=True)
-            scores.append(_scores(candidate.config, split, folder))
+            scores.append(_scores(candidate.config, split, dataset.path.name, folder))
         measured = yardsticks.measure(first.data, dataset, split, show=True)
         abnormal = [False] * len(split.validation_normal)
         abnormal += [True] * len(split.validation_known_abnormal)
@@ -173,16 +186,19 @@ def judge(listed: Sequence[Candidate], parts: int, folder: Path) -> list[Judged]
     return judged
 
 
-def _scores(config: Config, split: Split, folder: Path) -> dict[str, list[float]]:
+def _scores(config: Config, split: Split, images: str, folder: Path) -> dict[str, list[float]]:
     """Of normal and then known abnormal images: the score that decides, and terms.
 
     A run's folder is named by its settings and images, so that others never take its place.
+
+    Args:
+      images: tells them from others of the same names.
     """
     if not config.train.compilation_cache_dir:
         # Trainings of a candidate are the same programs.
         train = dataclasses.replace(config.train, compilation_cache_dir=str(folder / "compiled"))
         config = dataclasses.replace(config, train=train)
-    run = folder / "runs" / digest(identity(config), split.to_json()["parts"])
+    run = folder / "runs" / digest(identity(config), images, split.to_json()["parts"])
     kept = run / "judged.json"
     if not kept.exists():
         run.mkdir(parents=True, exist_ok=True)
@@ -258,7 +274,7 @@ def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments)
     folder = user_path(_WORKDIR.value, "--workdir")
     parts, minutes = _FOLDS.value, _MINUTES.value
-    listed = candidates(validate(_CONFIG.value), _TRY.value, minutes, parts)
+    listed = candidates(_CONFIG.value, _TRY.value, minutes, parts)
     told = f", {in_words(60.0 * minutes)} together" if minutes else ""
     print(
         f"{len(listed) * parts} trainings{told}; after each the images of its fold are searched",

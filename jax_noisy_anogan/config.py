@@ -12,6 +12,7 @@ package then receive their own section only.
 import ast
 import dataclasses
 import json
+import os
 import re
 import runpy
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ DATASETS = (
 # Divided as published, whatever their images look like.
 PUBLISHED_SPLITS = ("mnist5k", "mnist", "ir_mnist", "caltech256")
 LAYOUTS = ("auto", "mvtec", "plain", "magnetic_tile", "pairs", "flat", "table")
+# Settings that one layout alone reads.
+_READ_BY = {"normal_dirs": "plain", "abnormal_dirs": "plain", "table": "table"}
 FITS = ("stretch", "crop", "pad", "scale", "auto")
 OBJECTIVES = ("equation_15", "equation_18", "wgan_gp")
 PENALTIES = ("r1", "gp", "none")
@@ -704,9 +707,11 @@ def validate(config: Config) -> Config:
 
 
 def resolved(config: Config) -> Config:
-    """The config with the values of settings that follow others."""
+    """The config with the values of settings that follow others, and tuples where lists stand."""
+    # A config file may hold a list, and `config.json` holds nothing else.
+    tuples = {k: tuple(v) for k, v in settings.values(config).items() if isinstance(v, list)}
     weight = config.loss.weight_of_penalty
-    return dataclasses.replace(config, loss=dataclasses.replace(config.loss, penalty_weight=weight))
+    return settings.replaced(config, {"loss.penalty_weight": weight, **tuples})
 
 
 def _check_data(data: DataConfig) -> None:
@@ -714,6 +719,13 @@ def _check_data(data: DataConfig) -> None:
         refuse("data.white_level", data.white_level, "0, or above data.black_level")
     if data.layout == "table" and not data.table:
         refuse("data.table", data.table, "a CSV file for the layout table")
+    for name, layout in _READ_BY.items():
+        if (given := getattr(data, name)) and data.layout not in ("auto", layout):
+            refuse(
+                f"data.{name}", given, f'"" with data.layout={data.layout}, which does not read it'
+            )
+    if data.table and (data.normal_dirs or data.abnormal_dirs):
+        refuse("data.table", data.table, '"" with data.normal_dirs or data.abnormal_dirs')
     if data.fit == "scale" and data.name != "image_folder":
         refuse("data.fit", data.fit, f"stretch, crop or pad with {data.name}")
     if data.fit in ("scale", "auto") and data.tile_image_resolution:
@@ -933,10 +945,11 @@ def find(name: str) -> str:
     A variant (`:smoke`) stays where it is.
     """
     file, colon, variant = name.partition(":")
-    if not file or "/" in file or Path(file).is_file():
+    # Unlike a `Path`, `isfile` answers for a name of any length.
+    if not file or "/" in file or os.path.isfile(file):
         return name
     known = packaged(file.removesuffix(".py"))
-    return f"{known}{colon}{variant}" if known.is_file() else name
+    return f"{known}{colon}{variant}" if os.path.isfile(known) else name
 
 
 def packaged(name: str) -> Path:
@@ -953,9 +966,11 @@ def read_file(path: str) -> Any:
     Raises:
       ConfigError: the file cannot be read.
     """
-    file, _, variant = path.partition(":")
+    # Folders may have a colon in their names.
+    stem, colon, variant = path.rpartition(".py:")
+    file = f"{stem}.py" if colon else path
     try:
-        return runpy.run_path(file)["get_config"](variant)
+        return runpy.run_path(file)["get_config"](variant if colon else "")
     except OSError as error:
         raise ConfigError(f"{file} is no file that can be read") from error
 
@@ -982,8 +997,9 @@ def changed(config: Config, changes: Sequence[str]) -> Config:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = text
-        if isinstance(before[name], tuple) and isinstance(value, list):
-            value = tuple(value)
+        # Names of folders may look like numbers.
+        if isinstance(before[name], str) and not isinstance(value, str):
+            value = text
         values[name] = value
     return validate(settings.replaced(config, values))
 

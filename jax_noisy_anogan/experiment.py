@@ -153,8 +153,8 @@ def fit(
       normal: a folder of photographs of good parts, or a list of images: paths, arrays, images of
         Pillow.
       abnormal: the same of known defects; some of them train, some set the threshold, some test.
-      masks: where the defects are: a folder of files with the names of the abnormal images, or a
-        list with one image for each; above 0 is defective.
+      masks: where the defects are: of a folder, a folder of files with the same names; of a list,
+        one image for each. Files are white there, and arrays and images of Pillow above 0.
       workdir: folder of the run; holds the report, and is what `load` opens later.
       minutes: of training, on this machine.
       changes: settings that differ from the config's, as in `["growth.resolution=128"]`.
@@ -165,7 +165,6 @@ def fit(
       TrainingStoppedError: on SIGTERM or SIGINT, after a checkpoint.
     """
     folder = user_path(workdir, "workdir")
-    folder.mkdir(parents=True, exist_ok=True)
     root = gather(folder / "images", normal=normal, abnormal=abnormal, masks=masks)
     config = config_lib.read_file(str(config_lib.packaged("folder")))
     config.data.root, config.train.minutes = str(root), minutes

@@ -3,8 +3,7 @@
 EXPERIMENT is one or more of table1, table2, mnist, deep-sad, figure1, figure3, figure4, figure5,
 figure6, or all; or objective, which is no part of all. Each is printed and written as Markdown, CSV
 and PNG. --size says how much is computed: quick, an hour of two cores; night, a night of them;
-full, for a GPU. Finished cells are kept in DIR: run again, the same command goes on. Run it in the
-project's folder, or name its `configs`.
+full, for a GPU. Finished cells are kept in DIR: run again, the same command goes on.
 """
 
 from __future__ import annotations

@@ -160,8 +160,6 @@ def build(section: type, given: Any, name: str) -> Any:
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             value = build(typing.cast(type, hint), value, f"{name}.{key}")
-        elif typing.get_origin(hint) is tuple and isinstance(value, list):
-            value = tuple(value)
         built[key] = value
     return section(**built)
 

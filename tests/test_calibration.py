@@ -372,6 +372,11 @@ def test_useless_or_few_abnormal_images_never_flag_every_normal_one(rule):
         assert np.ptp(found.calibrated(columns)) > 0
         for name, values in columns.items():
             assert np.mean(values > found.thresholds[name].chosen) < 1
+    # Terms that say nothing, of which some fits learn nothing and others next to nothing.
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        found, columns, _ = _fit(rng.normal(size=(60, 2)), rng.normal(size=(8, 2)), rule=rule)
+        assert np.mean(decide(found.anomaly(columns), DECISION)) < 1
     # The best F1 itself is still told.
     found, *_ = _fit(normal, normal - 9.0, rule=rule)
     assert found.thresholds["t0"].best_f1 < normal[:, 0].min()

@@ -154,6 +154,9 @@ def test_any_config_file_of_a_run_is_accepted_or_one_line(content):
             "config.loss.gamma is None: expected a value of type float",
         ),
         ("evaluate", ["--workdir=nowhere"], "nowhere/config.json cannot be read"),
+        ("train", ["--config=mnist5k", "--workdir="], "--workdir is empty"),
+        ("score", ["--workdir=w", "--images=a.png", "--out="], "--out is empty"),
+        ("score", ["--workdir=w", "--images=", "--out=o"], "--images is empty"),
     ],
 )
 def test_commands_answer_in_one_line_with_exit_code_2(module, arguments, expected, tmp_path):

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
+from PIL import Image
 
+from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data.folds import folds
 from jax_noisy_anogan.data.splits import Split
@@ -179,11 +181,13 @@ def test_the_first_candidate_is_left_only_for_more_than_a_standard_error():
         ("network.no_such=1", "expected section.field=value"),
         ("loss.gamma=7", "config.loss.gamma"),
         ("config.growth.final_images=500", "--minutes=0"),
+        ('a="b', '--try a="b: No closing quotation'),
+        (None, "--try is missing: images of mnist5k"),
     ],
 )
 def test_a_candidate_that_cannot_be_compared_ends_before_anything_trains(tmp_path, tried, message):
     command = [sys.executable, "-m", "jax_noisy_anogan", "compare", "--config", "mnist5k"]
-    command += ["--workdir", "compared", "--try", tried]
+    command += ["--workdir", "compared", *(["--try", tried] if tried is not None else [])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert message in done.stderr
@@ -207,3 +211,58 @@ for candidate in compare.candidates(Config(), tries, 0.0, 2):
     assert first[:2] == ["0.5", given[1]]
     assert shlex.split(first[2]) == ["growth.minibatch={'32': 8}", "loss.gamma=0.5"]
     assert second == [given[0], "500", "growth.final_images=500"]
+
+
+def _python(program, *arguments):
+    # Flags of a command are defined once per process.
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_candidate_trains_as_the_command_that_takes_it_would():
+    program = """
+import sys
+from jax_noisy_anogan import cli, compare
+
+def judge(listed, parts, folder):
+    print(*(candidate.config.loss.penalty_weight for candidate in listed))
+    sys.exit()
+
+compare.judge = judge
+cli.run(compare.main)
+"""
+    tried = "loss.objective=wgan_gp loss.penalty=gp"
+    arguments = ["--config", config_lib.find("mnist5k"), "--workdir", "compared", "--try", tried]
+    assert _python(program, *arguments) == "1.0 10.0\n"
+
+
+def test_results_are_kept_for_the_images_that_they_were_made_of(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from jax_noisy_anogan import compare
+from jax_noisy_anogan.config import Config, DataConfig
+
+trained = []
+
+def measure(config, run, divide):
+    trained.append(run)
+    return None, None
+
+compare.experiment.measure = measure
+compare._columns = lambda measured: {}
+compare.yardsticks.measure = lambda *given, show: {}
+for root in sys.argv[2:]:
+    data = DataConfig(name="image_folder", root=root, cache_dir=sys.argv[1] + "/cache")
+    data.known_abnormal_fraction = 0.5
+    compare.judge([compare.Candidate(Config(data=data))], 2, Path(sys.argv[1]))
+    print(len(trained), len(set(trained)))
+"""
+    rng = np.random.default_rng(0)
+    for folder in ("one", "other"):
+        for kind in ("normal", "abnormal"):
+            (tmp_path / folder / kind).mkdir(parents=True)
+            for number, image in enumerate(rng.integers(0, 256, (12, 8, 8), np.uint8)):
+                Image.fromarray(image).save(tmp_path / folder / kind / f"{number}.png")
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    assert _python(program, str(tmp_path), one, one, other) == "2 2\n2 2\n4 4\n"

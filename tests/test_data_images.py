@@ -1,8 +1,10 @@
 """Image files of every kind, good and bad, from folders to records."""
 
+import errno
 import io
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from PIL import Image
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.dataset import load_dataset
-from jax_noisy_anogan.data.decode import Pixels, decode_image, decode_mask
+from jax_noisy_anogan.data.decode import Pixels, decode_image, decode_mask, decode_picture
 from jax_noisy_anogan.data.examples import BadImageError
 from jax_noisy_anogan.data.splits import make_split
 from jax_noisy_anogan.errors import DataError
@@ -628,3 +630,157 @@ def test_every_mutated_file_is_in_the_records_or_in_the_report(tmp_path):
     assert len(listed) >= 150
     report = dataset.write_report().read_text().splitlines()
     assert len(report) == len(dataset.left_out)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_an_uncompressed_tiff_is_turned_upright_whole(tmp_path, mode, orientation):
+    array = _noise(12, 20)
+    picture = {
+        "P": Image.fromarray(array).convert("P"),
+        "I;16": Image.fromarray(array.astype(np.uint16) * 257),
+    }.get(mode) or Image.fromarray(_noise(12, 20, channels=len(mode)), mode=mode)
+    path = tmp_path / "a.tif"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(path, exif=exif, strip_size=10**6)
+    picture.save(tmp_path / "packed.tif", exif=exif, compression="tiff_lzw")
+    expected = _decode(tmp_path / "packed.tif", 3)
+    assert expected.shape == (20, 12, 3)
+    np.testing.assert_array_equal(_decode(path, 3), expected)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(decode_picture(opened, Pixels(3, LIMIT)).image, expected)
+        assert opened.filename == str(path)
+
+
+@pytest.mark.parametrize("value", [1, 100, 128, 300, 32_767])
+def test_class_numbers_of_sixteen_bits_are_not_taken_for_an_empty_mask(tmp_path, value):
+    path = _save(tmp_path / "m.png", np.eye(8, dtype=np.uint16) * np.uint16(value))
+    with pytest.raises(BadImageError, match=f"values reach {value} of 65535: .* white"):
+        decode_mask(path, max_pixels=LIMIT)
+    path = _save(tmp_path / "white.png", np.eye(8, dtype=np.uint16) * np.uint16(32_768))
+    np.testing.assert_array_equal(decode_mask(path, max_pixels=LIMIT), np.eye(8, dtype=bool))
+
+
+def test_class_numbers_of_one_colour_are_not_taken_for_an_empty_mask(tmp_path):
+    array = np.zeros((8, 8, 3), np.uint8)
+    array[2, 2, 2] = 1
+    with pytest.raises(BadImageError, match="values reach 1 of 255"):
+        decode_mask(_save(tmp_path / "m.png", array), max_pixels=LIMIT)
+
+
+def _failing(monkeypatch, path, code):
+    """Opening `path` fails as the system makes it fail."""
+    from jax_noisy_anogan.data import decode
+
+    def refuse(name, *settings):
+        if name == path:
+            raise OSError(code, os.strerror(code), str(path))
+        return open(name, *settings)
+
+    monkeypatch.setattr(decode, "open", refuse, raising=False)
+
+
+@pytest.mark.parametrize("survey", [True, False])
+def test_a_file_that_cannot_be_read_for_a_moment_is_not_left_out_for_good(
+    tmp_path, monkeypatch, survey
+):
+    root = _plain(tmp_path / "data")
+    settings = {"on_bad_image": "skip"}
+    if not survey:
+        _load(root, tmp_path, local_contrast=0.1, **settings)  # the look at the files is kept
+    _failing(monkeypatch, root / "normal/3.png", errno.EIO)
+    with pytest.raises(DataError, match=r"normal/3\.png: cannot be read: .*run again") as caught:
+        _load(root, tmp_path, **settings)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert _load(root, tmp_path, **settings).left_out == ()
+
+
+def test_a_file_without_permission_is_listed_until_it_has_one(tmp_path, monkeypatch):
+    root = _plain(tmp_path / "data")
+    access = os.access
+    private = root / "normal/3.png"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != private and access(path, mode))
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        _load(root, tmp_path)
+    (item,) = _load(root, tmp_path, on_bad_image="skip").left_out
+    assert (item.file, item.reason) == (str(private), "cannot be read: Permission denied")
+    monkeypatch.undo()
+    assert _load(root, tmp_path, on_bad_image="skip").left_out == ()
+
+
+def _open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_records_of_many_parts_hold_few_files_open(tmp_path, monkeypatch):
+    from jax_noisy_anogan.data import dataset as dataset_lib
+    from jax_noisy_anogan.data import writing
+
+    root = _plain(tmp_path / "data")
+    monkeypatch.setattr(writing, "PART_BYTES", 1)
+    monkeypatch.setattr(dataset_lib, "_MOST_OPEN", 4)
+    dataset = _load(root, tmp_path)
+    source = dataset.source(16)
+    before = _open_files()
+    for _ in range(2):
+        for index, id_ in enumerate(dataset.ids):
+            if id_.startswith("normal/"):
+                expected = _noise(16, 16, int(Path(id_).stem))
+                np.testing.assert_array_equal(source[index][..., 0], expected)
+    assert len(dataset) == 28
+    assert _open_files() - before <= 4
+
+
+def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
+    from jax_noisy_anogan.data import writing
+
+    monkeypatch.setattr(writing, "PART_BYTES", 1)
+    source = _load(_plain(tmp_path / "data"), tmp_path).source(16)
+    assert source[0].shape == (16, 16, 1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_open_files() + 3, limits[1]))
+    try:
+        with pytest.raises(DataError, match="too many open files; raise the limit") as caught:
+            list(map(source.__getitem__, range(len(source))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "delete" not in str(caught.value)
+
+
+def test_a_report_is_written_only_where_it_differs_and_may_fail(tmp_path, monkeypatch, caplog):
+    from jax_noisy_anogan.data import dataset as dataset_lib
+
+    root = _plain(tmp_path / "data")
+    (root / "normal/notes.txt").touch()
+    dataset = _load(root, tmp_path)
+
+    def refuse(path, text):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(dataset_lib, "write_text", refuse)
+    report = dataset.write_report()
+    assert f"{report} cannot be written: Permission denied" in caplog.text
+    monkeypatch.undo()
+    assert "not an image ending" in dataset.write_report().read_text()
+    monkeypatch.setattr(dataset_lib, "write_text", refuse)
+    caplog.clear()
+    dataset.write_report()
+    assert not caplog.text
+
+
+def test_a_padded_mask_of_a_long_image_stays_within_the_limit_of_padding(tmp_path):
+    root = tmp_path / "data"
+    for kind in ("normal", "abnormal"):
+        _save(root / kind / "a.png", _noise(4, 40_000, len(kind)))
+    mask = np.zeros((4, 40_000), np.uint8)
+    mask[0, 20_001] = 255
+    _save(root / "masks/a.png", mask)
+    dataset = _load(root, tmp_path, fit="pad")
+    marked = dataset.own_mask(dataset.ids.index("abnormal/a.png"))
+    assert marked.shape == (8192, 8192)
+    assert np.argwhere(marked).tolist() == [[4095, 20_001 * 8192 // 40_000]]
+    empty = dataset.own_mask(dataset.ids.index("normal/a.png"))
+    assert empty.shape == (8192, 8192)
+    assert not empty.any()

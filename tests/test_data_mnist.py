@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import struct
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,27 @@ def test_a_download_is_checked_against_the_published_files(tmp_path):
             assert mnist_module.download(out, mirror) == out
     for name in sums:
         assert gzip.decompress((out / name).read_bytes()) == name.encode()
+
+
+def test_two_processes_at_once_fetch_once(tmp_path, monkeypatch):
+    fetched = []
+
+    def fetch(folder, mirror):
+        fetched.append(mirror)
+        time.sleep(0.2)
+        for name in mnist_module._FILES:
+            (folder / name).touch()
+
+    monkeypatch.setattr(mnist_module, "_fetch", fetch)
+    # A lock of a thread keeps other threads out as it does other processes.
+    threads = [
+        threading.Thread(target=mnist_module.download, args=(tmp_path / "out",)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == [mnist_module.MIRROR]
 
 
 def test_a_host_that_cannot_be_reached_is_one_quick_line(tmp_path):

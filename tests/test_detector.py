@@ -158,7 +158,10 @@ def test_values_beyond_the_runs_depth_are_said_to_be_white(finished_run, caplog)
     assert "data.white_level = 1023" in caplog.text
 
 
-@pytest.mark.parametrize("change", ["search.steps=1", "config.score.map_sigma=3"])
+@pytest.mark.parametrize(
+    "change",
+    ["search.steps=1", "config.score.map_sigma=3", "loss.gamma=0.9", "data.pixel_mean=0.2"],
+)
 def test_what_needs_other_thresholds_is_changed_by_an_evaluation_only(finished_run, change):
     with pytest.raises(ConfigError, match="evaluate --set"):
         jax_noisy_anogan.load(finished_run[1], changes=[change])

@@ -220,7 +220,7 @@ def test_one_file_serves_cpu_cuda_and_tpu_and_asks_for_images_only(exports):
                 exported.call(wrong)
 
 
-def test_a_finished_run_is_exported_by_the_command(finished_run, tmp_path):
+def test_a_finished_run_is_exported_by_the_command(finished_run, tmp_path, monkeypatch):
     import jax_noisy_anogan
 
     _, run = finished_run
@@ -235,6 +235,17 @@ def test_a_finished_run_is_exported_by_the_command(finished_run, tmp_path):
     wanted = jax_noisy_anogan.load(run).score(images)
     np.testing.assert_allclose(found["score"], [w.score for w in wanted], rtol=1e-5)
     np.testing.assert_allclose(found["calibrated"], [w.calibrated for w in wanted], rtol=1e-5)
+    # A digit of 28 x 28, by the lines of the manifest: what the run itself would look at.
+    digit = np.random.default_rng(3).integers(0, 256, (28, 28, 1), np.uint8)
+    lines = json.loads((tmp_path / "out/manifest.json").read_text())["photograph"]
+    monkeypatch.syspath_prepend(tmp_path / "out")
+    scope = {"photograph": digit, "found": {"heat": np.zeros((1, 8, 8), np.float32)}}
+    exec("\n".join(lines), scope)
+    monkeypatch.delitem(sys.modules, "frame")
+    ours = jax_noisy_anogan.load(run).prepare(digit)
+    np.testing.assert_array_equal(scope["images"][0], ours.image)
+    assert tuple(scope["frame"]) == tuple(ours.frame)
+    assert scope["map"].shape == (28, 28)
 
 
 @pytest.mark.parametrize("text", ["1280", "0x5", "axb", "1280x960x3", "-3x4"])

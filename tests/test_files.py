@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,50 @@ def test_written_arrays_and_pictures_read_back_as_they_were(tmp_path):
     name = os.fsdecode(b"bytes-\xff")
     files.write_text(tmp_path / "a.txt", f"ü {name}")
     assert (tmp_path / "a.txt").read_bytes() == "ü bytes-\\udcff".encode()
+
+
+def test_writers_of_one_file_do_not_end_each_other_and_leave_one_whole_content(tmp_path):
+    path, contents = tmp_path / "result", [bytes([value]) * 100_000 for value in range(8)]
+
+    def write(content):
+        for _ in range(20):
+            with files.written(path) as file:
+                for start in range(0, len(content), 10_000):
+                    file.write(content[start : start + 10_000])
+                    file.flush()
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(write, contents))
+    assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    program = """
+import os, sys
+from pathlib import Path
+from jax_noisy_anogan.runtime import files
+with files.written(Path(sys.argv[1])) as file:
+    file.write(b"half of a long content")
+    file.flush()
+    os.kill(os.getpid(), 9)
+"""
+    path = tmp_path / "result"
+    done = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not path.exists()
+    files.write_text(path, "whole")
+    assert path.read_text() == "whole"
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_a_file_is_written_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    files.write_text(tmp_path / "result", "whole")
+    assert (tmp_path / "result").read_text() == "whole"
 
 
 def _opens_for_writing(call):

@@ -8,10 +8,13 @@ from PIL import Image
 
 import jax_noisy_anogan
 from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan.data.decode import decode_mask
 from jax_noisy_anogan.data.gathering import gather
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.training import choices
 from jax_noisy_anogan.training.growth import make_schedule
+
+GREY = np.zeros((9, 9), np.uint8)
 
 
 def _photographs(count, seed, *, spot=False):
@@ -42,6 +45,44 @@ def test_arrays_files_and_pictures_become_one_tree_that_the_same_call_does_not_t
     times = {path: path.lstat().st_mtime_ns for path in root.rglob("*")}
     gather(tmp_path / "images", **given)
     assert {path: path.lstat().st_mtime_ns for path in root.rglob("*")} == times
+
+
+def test_pictures_are_stored_as_a_file_of_them_would_be_read(tmp_path):
+    (grey,) = _photographs(1, 0)
+    turned = Image.fromarray(grey)
+    turned.getexif()[0x0112] = 6
+    depth = Image.fromarray(grey.astype(np.uint16) * 200)
+    colour = Image.fromarray(np.stack([grey, 255 - grey, grey], -1))
+    pictures = [turned, depth, depth.convert("I"), *map(colour.convert, ("CMYK", "P", "YCbCr"))]
+    root = gather(tmp_path / "images", normal=pictures)
+    stored = [np.asarray(Image.open(path)) for path in sorted((root / "normal").iterdir())]
+    np.testing.assert_array_equal(stored[0], np.rot90(grey, -1))
+    for found in stored[1:3]:
+        np.testing.assert_array_equal(found, grey.astype(np.uint16) * 200)
+    for picture, found in zip(pictures[3:], stored[3:], strict=True):
+        np.testing.assert_array_equal(found, np.asarray(picture.convert("RGB")))
+
+
+def test_masks_of_arrays_and_pictures_are_white_wherever_they_are_above_zero(tmp_path):
+    faulty = _photographs(1, 1, spot=True)[0]
+    defect = faulty == 255
+    drawn = Image.new("RGBA", (32, 24), (0, 0, 0, 255))
+    drawn.paste((0, 0, 1, 255), (10, 8, 16, 14))
+    masks = [
+        *(defect * value for value in (np.uint8(1), np.uint8(25), np.uint16(1))),
+        defect,
+        defect[..., None],
+        drawn,
+        Image.fromarray(defect * np.uint8(25)),
+    ]
+    drawn_from = [np.roll(faulty, shift) for shift in range(len(masks))]
+    root = gather(tmp_path / "images", normal=[faulty], abnormal=drawn_from, masks=masks)
+    paths = sorted((root / "masks").iterdir())
+    assert len(paths) == len(masks)
+    square = np.zeros((24, 32), bool)
+    square[8:14, 10:16] = True
+    for path, expected in zip(paths, [defect] * 5 + [square, defect], strict=True):
+        np.testing.assert_array_equal(decode_mask(path, max_pixels=10_000), expected)
 
 
 @pytest.mark.parametrize("change", ["fewer", "other", "no defects", "no masks", "a folder"])
@@ -86,12 +127,22 @@ def test_a_folder_becomes_a_link(tmp_path):
         ({"normal": ["no-such-file.png"]}, "is no file"),
         ({"normal": [np.zeros((4, 4), complex)]}, "is no image"),
         ({"normal": [np.zeros((9, 9), np.uint8)], "masks": [np.zeros((9, 9), bool)]}, "1 masks of"),
+        (
+            {"normal": [GREY], "abnormal": [GREY], "masks": "folder"},
+            "one of masks and abnormal is a folder",
+        ),
+        (
+            {"normal": [GREY], "abnormal": "folder", "masks": [GREY]},
+            "one of masks and abnormal is a folder",
+        ),
+        ({"normal": [Image.new("F", (9, 9))]}, "mode F: floating-point values"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, given, message):
     with pytest.raises(DataError, match=message) as error:
         gather(tmp_path / "images", **given)
     assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_flips_are_safe_where_a_flipped_image_looks_like_the_others():

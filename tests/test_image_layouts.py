@@ -1,6 +1,7 @@
 """Folders as people arrange them: names in any spelling, masks beside images, tables, links."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,3 +313,126 @@ def test_a_table_that_is_missing_or_no_text_is_named(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,ok\n")
     with pytest.raises(DataError, match=r"list\.csv is not UTF-8"):
         _load(tmp_path, tmp_path, table="list.csv")
+
+
+def test_normal_and_abnormal_folders_of_one_name_are_two_classes(tmp_path):
+    root = tmp_path / "data"
+    _images(root / "good/images", 5)
+    _images(root / "bad/images", 3)
+    dataset = _load(root, tmp_path, normal_dirs="good/images", abnormal_dirs="bad/images")
+    assert _classes(dataset) == {"good/images": 5, "bad/images": 3}
+    other = tmp_path / "other"
+    _images(other / "plain", 5)
+    _images(other / "bad/plain", 3)
+    _images(other / "bad/dent", 2)
+    dataset = _load(other, tmp_path, normal_dirs="plain")
+    assert _classes(dataset) == {"plain": 5, "bad/plain": 3, "dent": 2}
+    assert set(dataset.normal_classes) == {"plain"}
+    _images(other / "x/unlabeled", 4)
+    dataset = _load(other, tmp_path, normal_dirs="plain", abnormal_dirs="x/unlabeled")
+    assert _classes(dataset) == {"plain": 5, "x/unlabeled": 4}
+
+
+@pytest.mark.parametrize(
+    ("normal", "abnormal"), [("ok", "ok"), ("ok,ok", "ng"), ("ok", "unknown"), ("ng", "")]
+)
+def test_a_folder_of_two_meanings_is_named(tmp_path, normal, abnormal):
+    for name in ("ok", "ng", "unknown"):
+        _images(tmp_path / "data" / name, 3)
+    with pytest.raises(DataError, match=r"data/(ok|ng|unknown) has two meanings"):
+        _load(tmp_path / "data", tmp_path, normal_dirs=normal, abnormal_dirs=abnormal)
+
+
+FLAT = {
+    "one kind": (("ok", "abnormal/scratch"), "masks", {}),
+    "two kinds": (("ok", "abnormal/scratch", "abnormal/dent"), "masks", {}),
+    "named folders": (
+        ("ok", "scratch", "dent"),
+        "masks",
+        {"normal_dirs": "ok", "abnormal_dirs": "scratch,dent"},
+    ),
+    "two folders": (("ok", "ng", "bad"), "masks", {}),
+    "nested": (("ok", "ng/scratch/lot 1", "ng/scratch/lot 2"), "masks", {}),
+    "as the images": (("ok", "ng/scratch", "ng/dent"), "masks/ng/scratch", {}),
+    "mvtec": (("train/good", "test/good", "test/scratch"), "ground_truth", {}),
+}
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_masks_that_are_not_divided_into_kinds_are_paired_by_name(tmp_path, kind):
+    folders, masks, settings = FLAT[kind]
+    root = tmp_path / "data"
+    for number, folder in enumerate(folders):
+        for k in range(3):
+            _image(root / folder / f"{number}{k}.png")
+    number = 1 if kind == "as the images" else len(folders) - 1
+    _image(root / masks / f"{number}1_mask.png", 255)
+    dataset = _load(root, tmp_path, **settings)
+    row = dataset.ids.index(f"{folders[number]}/{number}1.png")
+    assert dataset.masks([row], 8)[0, :, :4].all()
+    abnormal = [k for k, name in enumerate(dataset.ids) if not name.startswith(folders[:-1])]
+    assert dataset.has_mask[abnormal].sum() == (kind != "as the images")
+    assert dataset.left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        ("masks/7_mask.png", "a mask without an image"),
+        ("masks/0.png", "a mask of several images"),
+        ("masks/scratch/7.png", "a mask without an image"),
+        ("masks/dent/0_gt.png", "a second mask: of ng/dent/0.png, beside masks/dent/0.png"),
+        ("masks/gouge/0.png", "masks of a defect that abnormal does not hold"),
+        ("ng/scratch/0_mask_gt.png", "a second mask: of 0.png, beside 0_mask.png"),
+        ("masks/scratch/0.png", "a second mask: of ng/scratch/0.png, beside ng/scratch/0_mask"),
+    ],
+)
+def test_a_mask_that_no_image_takes_is_named(tmp_path, mask, reason):
+    root = tmp_path / "data"
+    _images(root / "ok", 3)
+    for kind in ("scratch", "dent"):
+        for k in (0, 1):
+            _image(root / f"ng/{kind}/{k}.png")
+    if mask == "masks/0.png":
+        _image(root / "masks/scratch/1.png", 255)
+    else:
+        _image(root / "ng/scratch/0_mask.png", 255)
+        _image(root / "masks/dent/0.png", 255)
+    _image(root / mask, 255)
+    with pytest.raises(DataError, match=reason):
+        _load(root, tmp_path)
+    dataset = _load(root, tmp_path, on_bad_image="skip")
+    (item,) = dataset.left_out
+    assert item.reason.startswith(reason)
+    assert item.file in (str(root / mask), str((root / mask).parent))
+    assert _classes(dataset) == {"ok": 3, "dent": 2, "scratch": 2}
+
+
+def test_of_several_masks_beside_an_image_none_becomes_a_photograph(tmp_path):
+    root = tmp_path / "data"
+    _images(root / "normal", 3)
+    _image(root / "abnormal/a.png")
+    for ending in ("_gt", "_mask"):
+        _image(root / f"abnormal/a{ending}.png", 255)
+    with pytest.raises(DataError, match=r"a_mask\.png: a second mask: of a\.png, beside a_gt\.png"):
+        _load(root, tmp_path)
+    dataset = _load(root, tmp_path, on_bad_image="skip")
+    assert _classes(dataset) == {"normal": 3, "abnormal": 1}
+    assert dataset.has_mask.all()
+
+
+def test_a_folder_that_may_not_be_entered_is_left_out(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    _images(root / "normal", 3)
+    private = root / "normal/private"
+    _images(private, 2)
+    is_file, iterdir = Path.is_file, Path.iterdir
+
+    def refused(path):
+        if private in (path, path.parent):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", lambda path: refused(path) or is_file(path))
+    monkeypatch.setattr(Path, "iterdir", lambda path: refused(path) or iterdir(path))
+    (item,) = _load(root, tmp_path, on_bad_image="skip").left_out
+    assert (item.file, item.reason) == (str(private), "cannot be listed: Permission denied")

@@ -143,6 +143,18 @@ def test_a_calibration_of_another_run_is_refused(run, tmp_path):
         jax_noisy_anogan.load(run, calibration=out)
 
 
+def test_a_calibration_is_refused_once_the_run_searches_otherwise(run, tmp_path):
+    data = _photographs(tmp_path / "new", 5, normals=16, defects=4)
+    _judge(run, data, tmp_path / "out", recalibrate=True)
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed)
+    assert jax_noisy_anogan.load(changed, calibration=tmp_path / "out")
+    config = config_lib.changed(config_lib.load(run), ["search.learning_rate=0.03"])
+    (changed / "config.json").write_text(config_lib.to_json(config))
+    with pytest.raises(CalibrationError, match="or of other settings"):
+        jax_noisy_anogan.load(changed, calibration=tmp_path / "out")
+
+
 def test_what_would_change_the_run_or_cannot_calibrate_is_one_clear_line(
     run, finished_run, tmp_path
 ):

@@ -237,6 +237,24 @@ def test_a_missing_or_foreign_file_is_refused_in_one_line(tmp_path, content):
         memory_lib.load(path)
 
 
+def test_a_flipped_bit_of_an_archive_ends_with_one_line_or_does_no_harm(tmp_path):
+    path = tmp_path / "memory.npz"
+    memory_lib.save(path, build(NORMAL, size=5)._replace(components=COMPONENTS))
+    content = path.read_bytes()
+    refused = 0
+    # Headers of the first entry, and the list of entries at the end.
+    for place in (*range(40), *range(len(content) - 500, len(content))):
+        for bit in (0, 5):
+            path.write_bytes(
+                content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+            )
+            try:
+                memory_lib.load(path)
+            except CalibrationError:
+                refused += 1
+    assert refused > 100
+
+
 def test_features_that_do_not_fit_are_refused():
     memory = build(NORMAL, size=5, blocks=2)
     with pytest.raises(ValueError, match="width 3"):

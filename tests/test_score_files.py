@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 
 import jax_noisy_anogan
-from jax_noisy_anogan.data.folders import find_images
+from jax_noisy_anogan.data.folders import RESULT_FOLDERS, find_images, is_image
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.runtime.files import WorkdirError, locked
 from jax_noisy_anogan.scoring import files as scoring_files
@@ -192,14 +193,29 @@ def test_results_inside_the_folder_of_images_are_not_scored(detector, images, tm
         out = photos / name
         found = find_images([photos], out=out)
         assert [file.path.name for file in found.files] == ["0.png", "1.png", "2.png"]
-        score_files(detector, found.files, out, heatmaps="all", maps=True, progress=False)
+        settings = {"heatmaps": "all", "maps": True, "thumbnails": True}
+        score_files(detector, found.files, out, progress=False, **settings)
         assert len(list((out / "heatmaps").iterdir())) == 3
-    assert found.passed_over == {
-        "folder of these results": 1,
-        "folder with results of this program": 1,
-    }
-    with pytest.raises(DataError, match="1 folder of these results"):
+    pictures = {path.parent.name for path in out.rglob("*") if is_image(path)}
+    assert pictures == set(RESULT_FOLDERS)
+    assert found.passed_over["folder of these results"] == 4
+    assert found.passed_over["folder with results of this program"] == 1
+    with pytest.raises(DataError, match="4 folder of these results"):
         find_images([out], out=out)
+    with pytest.raises(DataError, match=r"--images .*/masks: pictures of results go there"):
+        find_images([out / "masks"], out=out)
+
+
+def test_images_below_the_folder_of_the_results_are_scored(detector, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos/masks").mkdir(parents=True)
+    shutil.copy(images / "deeper/0.png", "photos")
+    shutil.copy(images / "deeper/1.png", "photos/masks")
+    for folder in ("photos", "."):
+        found = find_images([folder], out=Path())
+        assert [file.path.name for file in found.files] == ["0.png", "1.png"]
+        if folder == "photos":
+            score_files(detector, found.files, Path(), heatmaps="all", maps=True, progress=False)
 
 
 def test_what_is_passed_over_is_counted_by_kind_and_links_are_followed(images, tmp_path):
@@ -226,11 +242,12 @@ def test_what_is_passed_over_is_counted_by_kind_and_links_are_followed(images, t
 def test_masks_beside_their_images_are_no_photographs_unless_they_are_named(images, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
-    for name in ("a.png", "a_label.png", "b.png", "b_GT.bmp", "alone_mask.png"):
+    names = ("a.png", "a_label.png", "a_label_gt.png", "a_mask.png", "b.png", "b_GT.bmp")
+    for name in (*names, "alone_mask.png"):
         shutil.copy(images / "grey.png", photos / name)
     found = find_images([photos])
     assert [file.path.name for file in found.files] == ["a.png", "alone_mask.png", "b.png"]
-    assert found.remark == "passed over: 2 mask beside its image"
+    assert found.remark == "passed over: 4 mask beside its image"
     assert len(find_images([photos / "a_label.png"]).files) == 1
 
 

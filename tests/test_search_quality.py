@@ -1,8 +1,10 @@
-"""The benchmark of shorter searches: what it chooses with, and what it reports."""
+"""The benchmark of shorter searches, and others that ask what G and D of a run say."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,12 +12,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan.config import ScoreConfig
 from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.splits import make_split
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import false_positive_rate
+import precision
 import search_quality
+
+
+@pytest.fixture
+def run_with_memory(finished_run, tmp_path):
+    """The finished run as one that keeps a memory, which is not there."""
+    config, run = finished_run
+    shutil.copytree(run, tmp_path / "run")
+    remembering = dataclasses.replace(config, score=ScoreConfig(memory=True, map="memory"))
+    (tmp_path / "run" / "config.json").write_text(config_lib.to_json(remembering))
+    return tmp_path / "run"
 
 
 def test_the_best_rate_is_kept_for_each_start_and_number_of_steps():
@@ -49,8 +65,8 @@ def test_parts_are_held_out_and_half_normal(finished_run):
     }
 
 
-def test_the_reference_is_compared_with_itself_and_a_shortcut_with_it(finished_run, tmp_path):
-    _, run = finished_run
+def test_the_reference_is_compared_with_itself_and_a_shortcut_with_it(run_with_memory, tmp_path):
+    run = run_with_memory
     out = tmp_path / "rows.json"
     arguments = f"--workdir {run} --json {out} --images 24 --starts bank --steps 2 --rates 0.1"
     plot = tmp_path / "curve.png"
@@ -66,3 +82,19 @@ def test_the_reference_is_compared_with_itself_and_a_shortcut_with_it(finished_r
     assert shortcut.auroc - reference.auroc == pytest.approx(shortcut.auroc_difference)
     assert shortcut.ratio == pytest.approx(shortcut.ours / reference.ours)
     assert np.isfinite([shortcut.calibrated, shortcut.validation_auroc]).all()
+
+
+def test_g_and_d_of_a_run_with_a_memory_are_judged_without_it(run_with_memory, monkeypatch, capsys):
+    seen = []
+
+    def noting(_, config, images):
+        seen.append((config.score.memory, config.score.map))
+        return dict.fromkeys(precision.TERMS, np.arange(len(images)))
+
+    # What it computes is tested with the programs; here no program need be compiled for it.
+    monkeypatch.setattr(precision, "scores", noting)
+    precision.compare(run_with_memory, images=8, steps=1)
+    assert seen == [(False, "difference")] * 2
+    monkeypatch.setattr(false_positive_rate, "COUNTS", (9,))
+    false_positive_rate.main(f"--workdir {run_with_memory} --repeats 1 --images 16".split())
+    assert "16 normal images that did not train, 1 draws" in capsys.readouterr().out

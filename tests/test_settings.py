@@ -195,6 +195,40 @@ def test_what_a_run_has_written_is_what_the_same_config_asks_for():
     assert given.loss.penalty_weight is None
 
 
+def test_a_list_of_a_config_file_is_the_tuple_that_its_run_reads_back(tmp_path):
+    given = Config()
+    given.data.known_abnormal_classes, given.train.writers = ["7"], ["tensorboard"]
+    config = validate(given)
+    assert config.data.known_abnormal_classes == ("7",)
+    assert config_lib.changed(given, ["train.writers=['wandb']"]).train.writers == ("wandb",)
+    workdir.settle_config(tmp_path, config)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    assert workdir.changes_of(tmp_path, config) == workdir.changes_of(tmp_path, given) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["data.layout=flat", "data.table=list.csv"], "config.data.table"),
+        (["data.layout=mvtec", "data.normal_dirs=ok"], "config.data.normal_dirs"),
+        (["data.layout=pairs", "data.abnormal_dirs=ng"], "config.data.abnormal_dirs"),
+        (["data.layout=table", "data.table=a.csv", "data.normal_dirs=ok"], "data.normal_dirs"),
+        (["data.abnormal_dirs=ng", "data.table=list.csv"], "config.data.table"),
+    ],
+)
+def test_a_setting_that_the_layout_does_not_read_is_refused_with_the_name_of_both(changes, named):
+    with pytest.raises(ConfigError, match=named) as error:
+        config_lib.changed(Config(), changes)
+    assert changes[0].partition("=")[0] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["2024", "1,2", "None", "True", "[1]"])
+def test_a_text_setting_takes_a_text_that_looks_like_a_value(text):
+    config = config_lib.changed(Config(), [f"data.normal_dirs={text}", "data.root='2024'"])
+    assert (config.data.normal_dirs, config.data.root) == (text, "2024")
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_config_keeps_small_minibatches_at_large_resolutions(name):
     config = _config(*VARIANTS[name])

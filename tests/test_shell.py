@@ -25,6 +25,15 @@ def test_a_config_is_found_by_its_name_wherever_the_command_runs(tmp_path, monke
     assert config.find("mnist5k.py:smoke") == "mnist5k.py:smoke"
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".py:smoke"])
+def test_a_config_name_of_any_length_is_one_line(tmp_path, name):
+    assert config.find(name) == name
+    wrong = _run("describe", "--config", name, cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert "is no file that can be read" in wrong.stderr
+
+
 def test_help_lists_every_command_and_an_unknown_one_is_one_line(tmp_path):
     listed = _run("--help", cwd=tmp_path)
     assert listed.returncode == 0

@@ -10,6 +10,7 @@ from jax_noisy_anogan.config import Config, ConfigError, DataConfig, validate
 from jax_noisy_anogan.data.catalog import open_source
 from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.survey import measured
+from jax_noisy_anogan.errors import DataError
 
 
 def _noise(*shape, high=256, dtype=np.uint8, seed=0):
@@ -139,3 +140,23 @@ def test_data_sets_without_files_are_grey():
     config = DataConfig(name="mnist5k")
     found = measured(config, open_source(config, resolution=32), resolution=32)
     assert (found.config.channels, found.config.white_level, found.remarks) == (1, 65_535, ())
+
+
+@pytest.mark.parametrize("black", [700, 1023, 2000])
+def test_a_black_level_above_all_values_is_named_with_their_range(tmp_path, black):
+    values = 100 + _noise(12, 12, high=600, dtype=np.uint16)
+    values[0, :2] = 100, 700
+    root = _save(tmp_path / "data", [values])
+    message = rf"config\.data\.black_level is {black}, but .* reach from 100 to 700: expected less"
+    with pytest.raises(DataError, match=message):
+        _measured(root, tmp_path, black_level=black)
+    assert _measured(root, tmp_path, black_level=699)[0].white_level == 1023
+    config, _ = _measured(root, tmp_path, black_level=black, white_level=4095)
+    assert config.white_level == 4095
+
+
+def test_black_images_of_sixteen_bits_need_no_black_level(tmp_path):
+    root = _save(tmp_path / "data", [np.zeros((12, 12), np.uint16)])
+    assert _measured(root, tmp_path)[0].white_level == 255
+    with pytest.raises(DataError, match="reach from 0 to 0"):
+        _measured(root, tmp_path, black_level=300)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Int, UInt8
 
 from jax_noisy_anogan.config import DataConfig
@@ -21,11 +22,13 @@ from jax_noisy_anogan.data import pyramid, survey
 from jax_noisy_anogan.data.augment import Augmentation
 from jax_noisy_anogan.data.catalog import open_source
 from jax_noisy_anogan.data.examples import Source
-from jax_noisy_anogan.data.frame import fit_square, framed, scaled_size
+from jax_noisy_anogan.data.frame import fit_square, scaled_size
+from jax_noisy_anogan.data.preprocess import framed_mask
 from jax_noisy_anogan.data.writing import (
     FORMAT,
     HEADER,
     OWN_MASKS,
+    damage,
     exclusive,
     part_name,
     read_json,
@@ -123,7 +126,13 @@ class Dataset:
     def write_report(self) -> Path:
         """Write `left_out` as lines of `file: reason` beside the records, and return the path."""
         report = self.path / "left_out.txt"
-        write_text(report, "".join(f"{item.file}: {item.reason}\n" for item in self.left_out))
+        text = "".join(f"{item.file}: {item.reason}\n" for item in self.left_out)
+        try:
+            # Several processes may be here, and the folder may only be read.
+            if not (report.exists() and report.read_text("utf-8", "replace") == text):
+                write_text(report, text)
+        except OSError as error:
+            logging.warning("%s cannot be written: %s", report, error.strerror)
         return report
 
     def source(self, resolution: int) -> LevelSource:
@@ -188,11 +197,9 @@ class Dataset:
                 if str(row) in masks.files:
                     return pyramid.decode_bits(masks[str(row)].tobytes())
         except (*UNREADABLE, SyntaxError) as error:
-            raise DataError(
-                f"{path} is damaged ({error}): delete the folder and prepare again"
-            ) from error
+            raise damage(str(path), error, self.path) from error
         width, height = self.sizes[index]
-        return framed(np.zeros((height, width), bool), self.fit)
+        return framed_mask(np.zeros((height, width), bool), self.fit)
 
 
 class LevelSource:
@@ -202,6 +209,7 @@ class LevelSource:
         self._parts = parts
         self._resolution = resolution
         self._starts = np.cumsum([0, *(count for _, count in parts)])
+        self._known: dict[int, Any] = {}
         self._opened: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -216,14 +224,20 @@ class LevelSource:
         return self._decode(index, "mask")[..., 0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}
+        return {**self.__dict__, "_known": {}, "_opened": {}}
 
     def _record(self, part: int, row: int) -> Any:
-        if part in self._opened:
-            return self._opened[part][row]
+        opened = self._opened.get(part)
+        if opened is not None:
+            return opened[row]
         with _FIRST_USE:
-            opened = self._opened.get(part) or _open_part(self._parts[part][0], self._resolution)
+            if part not in self._known:
+                self._known[part] = _open_part(self._parts[part][0], self._resolution)
+            # Its file is opened by the first record, and closed when no thread reads it any more.
+            opened = dataclasses.replace(self._known[part])
             record = opened[row]
+            while len(self._opened) >= _MOST_OPEN:
+                del self._opened[next(iter(self._opened))]
             self._opened[part] = opened
             return record
 
@@ -240,12 +254,12 @@ class LevelSource:
             record = self._record(part, row)
             return pyramid.decode_png(record[feature])
         except (OSError, ValueError, SyntaxError, RuntimeError) as error:
-            raise DataError(
-                f"{self._parts[part][0]}: record {index} is damaged ({error}): delete the folder "
-                "and prepare again"
-            ) from error
+            path = self._parts[part][0]
+            raise damage(f"{path}: record {index}", error, path.parents[2]) from error
 
 
+# Every open part holds a file of this process, which may have some hundreds.
+_MOST_OPEN = 64
 # TFDS imports itself piece by piece at first use: two threads that do so at once can wait for each
 # other for ever.
 _FIRST_USE = threading.Lock()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import struct
 import threading
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, _imaging
 
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.examples import BadImageError, Picture
@@ -103,6 +104,12 @@ def decode_picture(picture: Image.Image, pixels: Pixels) -> Picture:
     name = str(getattr(picture, "filename", "")) or f"an image of Pillow, mode {picture.mode}"
     with _pillow_alone(), _errors_of(name):
         _check_header(name, picture, pixels.max_pixels)
+        if isinstance(picture, ImageFile.ImageFile):
+            filename, picture.filename = picture.filename, ""  # why: see `_opened`
+            try:
+                picture.load()
+            finally:
+                picture.filename = filename
         return _decoded(name, picture, pixels)
 
 
@@ -215,27 +222,37 @@ def decode_mask(path: Path, *, max_pixels: int) -> Bool[np.ndarray, "height widt
 
     Raises:
       BadImageError: as `decode_image`, or no value reaches half although some are not zero (class
-        numbers instead of white).
+        numbers instead of white, of which grey of 8 bits would keep nothing).
     """
-    picture = decode_image(path, Pixels(channels=1, max_pixels=max_pixels))
-    values = picture.image[..., 0]
-    mask = values >= 128
-    if values.any() and not mask.any():
+    with _opened(path, max_pixels) as picture:
+        is_deep = picture.mode in _SIXTEEN_BIT
+        upright = ImageOps.exif_transpose(picture)
+        if is_deep:
+            values, white = _sixteen_bits(str(path), upright), 65_535
+            mask, highest = values > white // 2, values.max()
+        else:
+            image, white = _eight_bits(str(path), upright), 255
+            mask, highest = np.asarray(image.convert("L")) > white // 2, np.asarray(image).max()
+    if highest and not mask.any():
         raise BadImageError(
-            str(path), f"mask reaches only {values.max()} of 255: marked pixels must be white"
+            str(path),
+            f"a mask without a white pixel, values reach {highest} of {white}: marked pixels must "
+            "be white",
         )
     return mask
 
 
 @contextlib.contextmanager
 def _opened(path: Path, max_pixels: int, *, load: bool = True) -> Iterator[Image.Image]:
-    with _pillow_alone(), _errors_of(str(path)):
-        with Image.open(path, formats=FORMATS) as picture:
+    # Pillow maps a file that it opens itself into memory, where a TIFF that EXIF rotation lays on
+    # its side is read with height for width.
+    with _pillow_alone(), _errors_of(str(path)), open(path, "rb") as file:
+        with Image.open(file, formats=FORMATS) as picture:
             _check_header(str(path), picture, max_pixels)
             picture.verify()
-        # Pillow closes a verified file: only PNG reads it through, to check the sums that decoding
-        # ignores.
-        with Image.open(path, formats=FORMATS) as picture:
+        # A verified image cannot be decoded: only PNG reads it through, to check the sums that
+        # decoding ignores.
+        with Image.open(file, formats=FORMATS) as picture:
             _check_header(str(path), picture, max_pixels)  # the file may be another by now
             if load:
                 picture.load()
@@ -254,7 +271,8 @@ def _errors_of(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise BadImageError(name, "does not exist") from error
     except OSError as error:
-        if error.errno is None:  # Pillow's own
+        # Pillow's own, or a place in the file that no file can have.
+        if error.errno in (None, errno.EINVAL):
             raise BadImageError(name, _damage(error)) from error
         raise BadImageError(name, f"cannot be read: {error.strerror}") from error
     except _DECODING_ERRORS as error:

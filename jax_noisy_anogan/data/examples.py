@@ -20,6 +20,15 @@ class BadImageError(DataError):
         self.file = file
         self.reason = reason
 
+    def raise_if_unread(self) -> None:
+        """Raise where the system refused to read the file: what is kept must not leave it out.
+
+        Raises:
+          DataError: says what to do.
+        """
+        if isinstance(self.__cause__, OSError) and self.__cause__.errno is not None:
+            raise DataError(f"{self}; make it readable or move it away, and run again") from self
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -17,6 +19,8 @@ from jax_noisy_anogan.runtime.files import user_path
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
 OTHER_ENDING = "not an image ending"
 MASK_ENDINGS = ("_mask", "_label", "_gt")
+# Where `score` puts pictures below --out.
+RESULT_FOLDERS = ("heatmaps", "maps", "masks", "thumbnails")
 # Control characters, line separators, and what stands for bytes that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -189,6 +193,8 @@ class Listing:
             if not path.is_file():
                 self.note(path, "neither a file nor a folder")
                 return False
+            if not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             self.reject(path, f"cannot be read: {error.strerror}")
             return False
@@ -222,21 +228,25 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def with_masks_beside(files: Iterable[Path]) -> tuple[list[Path], dict[Path, Path]]:
-    """Images, and those that have a mask beside them with it."""
+def with_masks_beside(files: Iterable[Path]) -> tuple[list[Path], dict[Path, list[Path]]]:
+    """Images, and those that have masks beside them with these; more than one is one too many."""
     by_stem: dict[tuple[Path, str], Path] = {}
     files = list(files)
     for path in files:
         by_stem.setdefault((path.parent, path.stem.lower()), path)
-    masks: dict[Path, Path] = {}
+    image_of: dict[Path, Path] = {}
     for path in files:
         stem = path.stem.lower()
         for ending in MASK_ENDINGS:
             image = by_stem.get((path.parent, stem.removesuffix(ending)))
             if stem.endswith(ending) and image is not None:
-                masks[image] = path
-    taken = set(masks.values())
-    return [path for path in files if path not in taken], masks
+                image_of[path] = image
+    masks: dict[Path, list[Path]] = {}
+    for mask, image in image_of.items():
+        while image in image_of:  # `x_mask_gt.png` beside `x_mask.png`
+            image = image_of[image]
+        masks.setdefault(image, []).append(mask)
+    return [path for path in files if path not in image_of], masks
 
 
 def is_hidden(name: str) -> bool:
@@ -246,8 +256,11 @@ def is_hidden(name: str) -> bool:
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder is a run or holds results of `score`: its pictures are not photographs."""
-    is_run = (folder / "config.json").is_file() and (folder / "lock").is_file()
-    return is_run or ((folder / "settings.json").is_file() and any(folder.glob("rows-*.jsonl")))
+    try:
+        is_run = (folder / "config.json").is_file() and (folder / "lock").is_file()
+        return is_run or ((folder / "settings.json").is_file() and any(folder.glob("rows-*.jsonl")))
+    except OSError:  # it may not be entered: whoever lists it says so
+        return False
 
 
 def _is_folder(path: Path) -> bool:
@@ -297,11 +310,12 @@ def find_images(paths: Sequence[str | Path], *, out: Path | None = None) -> Foun
     `with_masks_beside`) and the results of this program are passed over.
 
     Args:
-      out: where results go: nothing below it is taken.
+      out: where results go. What lies in the folders of pictures there (`RESULT_FOLDERS`) is
+        passed over, and images beside them are taken.
 
     Raises:
-      DataError: a path does not exist, is neither file nor folder, or cannot be listed, or nothing
-        is found.
+      DataError: a path does not exist, is neither file nor folder, cannot be listed, or is a folder
+        for pictures of `out`, or nothing is found.
     """
     walk = _Walk(out.resolve() if out is not None else None)
     found: dict[str, ImageFile] = {}
@@ -309,6 +323,11 @@ def find_images(paths: Sequence[str | Path], *, out: Path | None = None) -> Foun
         path = user_path(text, "--images")
         try:
             if path.is_dir():
+                if walk.is_for_pictures(path.resolve()):
+                    raise DataError(
+                        f"--images {path}: pictures of results go there; use another folder for "
+                        f"--out than {out}"
+                    )
                 files: Iterable[Path] = walk.below(path)
             elif path.is_file():
                 files = [path]
@@ -336,11 +355,17 @@ class _Walk:
         self._out = out
         self._seen: set[Path] = set()
 
+    def is_for_pictures(self, folder: Path) -> bool:
+        """Whether a folder is one that `score` writes pictures into, or lies in one."""
+        return self._out is not None and any(
+            folder.is_relative_to(self._out / name) for name in RESULT_FOLDERS
+        )
+
     def below(self, folder: Path) -> Iterator[Path]:
         """Every folder is entered once, by whatever name it is met first."""
         try:
             here = folder.resolve()
-            if self._out and here.is_relative_to(self._out):
+            if self.is_for_pictures(here):
                 self.passed_over["folder of these results"] += 1
                 return
             if here in self._seen:

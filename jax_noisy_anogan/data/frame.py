@@ -42,7 +42,7 @@ class Frame(NamedTuple):
             return cls(height, width, (height - side) // 2, (width - side) // 2, side, side)
         if fit == "pad":
             # In pixels of the photograph as it is padded, which may be smaller.
-            rows, columns = _padded_size(height, width)
+            rows, columns = padded_size(height, width)
             side = max(rows, columns)
             down, right = height / rows, width / columns
             top, left = (side - rows) // 2, (side - columns) // 2
@@ -116,7 +116,7 @@ def fit_square(
     """
     if fit == "pad":
         # A strip of few pixels can have a square of terabytes around it.
-        image = _resize(image, _padded_size(*image.shape[:2]))
+        image = _resize(image, padded_size(*image.shape[:2]))
     return _resize(framed(image, fit), (resolution, resolution))
 
 
@@ -166,7 +166,7 @@ def shrunk(
     return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
-def _padded_size(height: int, width: int) -> tuple[int, int]:
+def padded_size(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of an image that is padded: the same proportions, within a limit."""
     scale = _LARGEST_PADDED / max(height, width, _LARGEST_PADDED)
     return max(1, round(height * scale)), max(1, round(width * scale))

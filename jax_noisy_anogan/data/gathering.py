@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from jax_noisy_anogan.data.decode import Pixels, decode_array, decode_picture
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.runtime.files import write_bytes
 
 OneImage = str | Path | np.ndarray | Image.Image
 Images = str | Path | Sequence[OneImage] | np.ndarray
+# These images are in memory already.
+_ANY_SIZE = sys.maxsize
 
 
 def gather(
@@ -28,45 +32,66 @@ def gather(
     Args:
       normal, abnormal: a folder, or images: paths, arrays (uint8 or uint16, `[h, w]` or
         `[h, w, c]`), images of Pillow.
-      masks: of the abnormal images: a folder of files with their names, or one image for each of
-        them, in their order; above 0 is defective.
+      masks: where the defects of the abnormal images are: of a folder, a folder of files with the
+        same names; of a list, one image for each, in their order. Files are white there, and arrays
+        and images of Pillow above 0.
 
     Raises:
-      DataError: something is missing or no image, masks and abnormal images differ in number, or
+      DataError: something is missing or no image, masks do not belong to the abnormal images, or
         `folder` holds other images.
     """
-    names = _place(folder / "normal", normal)
-    if not names and not isinstance(normal, str | Path):
+    if not isinstance(normal, str | Path) and not len(normal):
         raise DataError("normal holds no image: expected a folder or a list of images")
-    names = _place(folder / "abnormal", abnormal)
-    stems = [Path(name).stem for name in names]
-    if not (masks is None or isinstance(masks, str | Path) or len(masks) == len(stems)):
-        raise DataError(
-            f"{len(masks)} masks of {len(stems)} abnormal images in a list: expected one each"
-        )
-    _place(folder / "masks", () if masks is None else masks, stems)
+    if masks is not None:
+        _check_masks(masks, abnormal)
+    _place(folder / "normal", normal)
+    _place(folder / "abnormal", abnormal)
+    _place(folder / "masks", () if masks is None else masks, are_masks=True)
     return folder
 
 
-def _place(target: Path, images: Images, stems: Sequence[str] = ()) -> list[str]:
-    """Put images into `target`; returns the names of files, none where it is a link to a folder."""
+def _check_masks(masks: Images, abnormal: Images) -> None:
+    if isinstance(masks, str | Path) and isinstance(abnormal, str | Path):
+        return
+    if isinstance(masks, str | Path) or isinstance(abnormal, str | Path):
+        # Images of a list get new names, which masks in a folder do not have.
+        raise DataError(
+            "one of masks and abnormal is a folder, and the other a list: expected two folders, or "
+            "two lists"
+        )
+    if len(masks) != len(abnormal):
+        raise DataError(f"{len(masks)} masks of {len(abnormal)} abnormal images: expected one each")
+
+
+def _place(target: Path, images: Images, *, are_masks: bool = False) -> None:
+    """Put images into `target`, which is a link where they are a folder."""
     if isinstance(images, str | Path):
         source = Path(images).expanduser().resolve()
         if not source.is_dir():
             raise DataError(f"{images} is no folder: expected one, or a list of images")
         _link(target, source)
-        return []
+        return
     if target.is_symlink():
         raise _other_images(target)
     if len(images):
         target.mkdir(parents=True, exist_ok=True)
-    names = [
-        _place_one(target, image, stems[number] if stems else f"{number:06d}")
+    names = {
+        _place_one(target, _white(image) if are_masks else image, f"{number:06d}")
         for number, image in enumerate(images)
-    ]
-    if target.is_dir() and {path.name for path in target.iterdir()} != set(names):
+    }
+    if target.is_dir() and {path.name for path in target.iterdir()} != names:
         raise _other_images(target)
-    return names
+
+
+def _white(mask: OneImage) -> OneImage:
+    """A mask with white where it is above 0; a file stays as it is."""
+    if isinstance(mask, str | Path):
+        return mask
+    # Of 16 bits, too, the smallest value above 0 becomes white.
+    pixels = Pixels(channels=3, max_pixels=_ANY_SIZE, white_level=1)
+    if isinstance(mask, Image.Image):
+        return decode_picture(mask, pixels).image.any(axis=-1)
+    return decode_array(mask, pixels).image.any(axis=-1)
 
 
 def _place_one(target: Path, image: OneImage, stem: str) -> str:
@@ -88,18 +113,25 @@ def _place_one(target: Path, image: OneImage, stem: str) -> str:
 
 def _png(image: np.ndarray | Image.Image) -> bytes:
     buffer = io.BytesIO()
+    pixels = _pixels(image) if isinstance(image, Image.Image) else np.asarray(image)
     try:
-        if not isinstance(image, Image.Image):
-            pixels = np.asarray(image)
-            grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-            image = Image.fromarray(np.ascontiguousarray(grey))
-        image.save(buffer, format="PNG")
+        grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        Image.fromarray(np.ascontiguousarray(grey)).save(buffer, format="PNG")
     except (TypeError, ValueError, OSError) as error:
         raise DataError(
             f"{type(image).__name__} is no image ({error}): expected uint8 or uint16 of shape "
             "[height, width] or [height, width, channels]"
         ) from error
     return buffer.getvalue()
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """As a file of it would be read, but 16 bits stay as they are."""
+    channels = 1 if Image.getmodebase(picture.mode) == "L" else 3
+    decoded = decode_picture(picture, Pixels(channels=channels, max_pixels=_ANY_SIZE))
+    if not picture.mode.startswith("I"):
+        return decoded.image
+    return np.asarray(ImageOps.exif_transpose(picture)).astype(np.uint16)
 
 
 def _link(path: Path, source: Path) -> None:

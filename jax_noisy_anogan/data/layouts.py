@@ -6,8 +6,9 @@ folders may be nested. Which names mean normal, abnormal or unlabeled: `names.py
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jax_noisy_anogan.config import DataConfig
@@ -60,6 +61,7 @@ def read_mvtec(listing: Listing, _: DataConfig) -> Layout:
             listing.reject(folder, "train may only hold the folder good")
     normal = goods[0].name
     found = [item for good in goods for item in _class(listing, good, normal, "train")]
+    shown: list[Found] = []
     tested = [kind for test in tests for kind in listing.folders(test)]
     for test in tests:
         listing.leave_out(test, tested)
@@ -70,16 +72,11 @@ def read_mvtec(listing: Listing, _: DataConfig) -> Layout:
                 folder, f"its name means {what}, but folders of test are good or a defect: move it"
             )
             continue
-        masks = [truth / folder.name for truth in truths]
         is_normal = what == "normal"
         name = normal if is_normal else folder.name
         allowed: Meaning = "normal" if is_normal else "abnormal"
-        found += _class(listing, folder, name, "test", masks=masks, allowed=allowed)
-    for truth in truths:
-        for folder in listing.folders(truth):
-            if folder.name not in [kind.name for kind in tested]:
-                listing.reject(folder, "masks of a defect that test does not hold")
-    return Layout(found, normal)
+        shown += _class(listing, folder, name, "test", allowed=allowed)
+    return Layout(found + _with_masks(listing, shown, truths, "test"), normal)
 
 
 def read_plain(listing: Listing, config: DataConfig) -> Layout:
@@ -87,58 +84,48 @@ def read_plain(listing: Listing, config: DataConfig) -> Layout:
     abnormals = _chosen(listing, config.abnormal_dirs, "abnormal_dirs", "abnormal")
     masks, unlabeled = _named(listing, "masks"), _named(listing, "unlabeled")
     taken = [*normals, *abnormals, *masks, *unlabeled]
+    for folder in taken:
+        if taken.count(folder) > 1:
+            raise DataError(
+                f"{folder} has two meanings: name it once in config.data.normal_dirs and "
+                "abnormal_dirs; if its own name means masks or unlabeled, rename it"
+            )
     chosen = bool(config.normal_dirs and config.abnormal_dirs)
     listing.leave_out(listing.root, taken, chosen=chosen)
     if not normals:
         raise DataError(f"{listing.root} has no normal: the plain layout keeps normal images there")
-    normal = normals[0].name
     inner = [*normals, *abnormals]
-    found: list[Found] = []
-    for folder in normals:
-        found += _class(listing, folder, normal, inner=inner)
+    kinds = {
+        folder: [kind for kind in listing.folders(folder) if kind not in inner]
+        for folder in abnormals
+    }
+    defects = {kind.name for folder in abnormals for kind in (folder, *kinds[folder])}
+    # Of good/images and bad/images the last part of the path says nothing.
+    doubtful = {UNLABELED, *({normals[0].name} & defects)}
+
+    def name_of(folder: Path) -> str:
+        return listing.id_of(folder) if folder.name in doubtful else folder.name
+
+    normal = name_of(normals[0])
+    abnormal: list[Found] = []
     for folder in abnormals:
-        kinds = [kind for kind in listing.folders(folder) if kind not in inner]
-        alone = len(abnormals) == 1
-        found += _kinds(listing, folder, kinds, masks if alone else [], masks)
-    for mask in masks:
-        wanted = {kind.name for folder in abnormals for kind in listing.folders(folder)}
-        for folder in listing.folders(mask):
-            if folder.name not in wanted | {folder.name for folder in abnormals}:
-                listing.reject(folder, "masks of a defect that abnormal does not hold")
+        for kind in kinds[folder]:
+            if meaning(kind.name) not in ("", "abnormal"):
+                listing.reject(
+                    kind, f"its name contradicts the folder around it, {folder.name}: move it"
+                )
+                continue
+            abnormal += _class(listing, kind, name_of(kind), allowed="abnormal", inner=inner)
+        if any(map(is_image, listing.entries(folder))) or not kinds[folder]:
+            apart = [*kinds[folder], *inner]
+            abnormal += _class(listing, folder, name_of(folder), allowed="abnormal", inner=apart)
+        else:
+            listing.leave_out(folder, [*kinds[folder], *inner])
+    found = [item for f in normals for item in _class(listing, f, normal, inner=inner)]
+    found += _with_masks(listing, abnormal, masks, "abnormal")
     for folder in unlabeled:
         found += _class(listing, folder, UNLABELED, UNLABELED, allowed="unlabeled")
     return Layout(found, normal)
-
-
-def _kinds(
-    listing: Listing,
-    folder: Path,
-    kinds: list[Path],
-    direct_masks: Sequence[Path],
-    masks: Sequence[Path],
-) -> list[Found]:
-    """An abnormal folder: a class for each folder in it, and one for the images directly in it.
-
-    Args:
-      direct_masks: folders of masks of the images directly in it.
-      masks: folders that hold a folder of masks for each class.
-    """
-    found: list[Found] = []
-    for kind in kinds:
-        if meaning(kind.name) not in ("", "abnormal"):
-            listing.reject(
-                kind, f"its name contradicts the folder around it, {folder.name}: move it"
-            )
-            continue
-        below = [mask / kind.name for mask in masks]
-        found += _class(listing, kind, kind.name, masks=below, allowed="abnormal")
-    if any(map(is_image, listing.entries(folder))) or not kinds:
-        below = [*direct_masks, *(mask / folder.name for mask in masks)]
-        apart = [*kinds, folder]
-        found += _class(listing, folder, folder.name, masks=below, allowed="abnormal", inner=apart)
-    else:
-        listing.leave_out(folder, kinds)
-    return found
 
 
 def _chosen(listing: Listing, names: str, setting: str, what: Meaning) -> list[Path]:
@@ -174,11 +161,11 @@ def read_magnetic_tile(listing: Listing, _: DataConfig) -> Layout:
             continue
         listing.leave_out(folder, [folder / "Imgs"])
         files = listing.images(folder / "Imgs")
-        masks = _by_name(
-            listing, folder / "Imgs", [path for path in files if path.suffix.lower() == ".png"]
-        )
-        images = [path for path in files if path.suffix.lower() != ".png"]
-        found += _pair(listing, folder / "Imgs", images, masks, folder.name, "")
+        masks = [
+            (path, _key(path, folder / "Imgs")) for path in files if path.suffix.lower() == ".png"
+        ]
+        images = listing.unique_stems(path for path in files if path.suffix.lower() != ".png")
+        found += _paired(listing, [Found(path, folder.name) for path in images], masks)
     return Layout(found, "MT_Free")
 
 
@@ -187,7 +174,7 @@ def read_pairs(listing: Listing, config: DataConfig) -> Layout:
 
     Where no mask is empty, masks were drawn for defects alone, and images without one are normal.
     """
-    images, masks = with_masks_beside(listing.images(listing.root))
+    images, masks = _beside(listing, listing.images(listing.root))
     marked: dict[Path, bool | None] = {}
     for path, mask in masks.items():
         try:
@@ -226,26 +213,27 @@ def _class(
     class_name: str,
     mark: str = "",
     *,
-    masks: Sequence[Path] = (),
     allowed: Meaning = "normal",
     inner: Sequence[Path] = (),
 ) -> list[Found]:
-    """The images of one class, with masks from folders of their own or from beside them.
+    """The images of one class, with the masks that lie beside them.
 
     Args:
-      masks: folders, which need not exist, with masks in the same order of folders as the images.
       allowed: what the name of a folder inside may mean.
       inner: folders inside that are classes of their own.
     """
     files = listing.images(folder, unlike=_contradicts(allowed), apart=inner)
-    images, beside = with_masks_beside(files)
-    named: dict[str, Path] = {}
-    for place in masks:
-        if place.is_dir():
-            apart = [place / kind.name for kind in inner]
-            found = listing.images(place, apart=apart, empty_allowed=bool(inner))
-            named |= _by_name(listing, place, found)
-    return _pair(listing, folder, images, named, class_name, mark, beside)
+    images, masks = _beside(listing, files)
+    return [Found(path, class_name, mark, masks.get(path)) for path in listing.unique_stems(images)]
+
+
+def _beside(listing: Listing, files: Iterable[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Images, and those that have a mask beside them with it; further masks are refused."""
+    images, masks = with_masks_beside(files)
+    for image, (first, *others) in masks.items():
+        for other in others:
+            listing.reject(other, f"a second mask: of {image.name}, beside {first.name}")
+    return images, {image: first for image, (first, *_) in masks.items()}
 
 
 def _key(path: Path, folder: Path) -> str:
@@ -257,34 +245,59 @@ def _key(path: Path, folder: Path) -> str:
     return (relative.parent / stem).as_posix().lower()
 
 
-def _by_name(listing: Listing, folder: Path, masks: Iterable[Path]) -> dict[str, Path]:
-    """Masks by the name of their image, `x.png` or `x_mask.png`."""
-    named: dict[str, Path] = {}
-    for path in masks:
-        name = _key(path, folder)
-        if name in named:
-            listing.reject(path, f"a second mask: of {name}, beside {named[name].name}")
-        else:
-            named[name] = path
-    return named
-
-
-def _pair(
-    listing: Listing,
-    folder: Path,
-    images: Iterable[Path],
-    masks: dict[str, Path],
-    class_name: str,
-    mark: str,
-    beside: dict[Path, Path] | None = None,
+def _with_masks(
+    listing: Listing, found: Sequence[Found], places: Sequence[Path], around: str
 ) -> list[Found]:
-    unused, beside = dict(masks), beside or {}
-    found = []
-    for path in listing.unique_stems(images):
-        own = unused.pop(path.relative_to(folder).with_suffix("").as_posix().lower(), None)
-        if own is not None and path in beside:
-            listing.reject(own, f"a second mask: of {path.name}, beside {beside[path].name}")
-        found.append(Found(path, class_name, mark, beside.get(path, own)))
-    for path in unused.values():
-        listing.reject(path, f"a mask without an image: in {class_name}")
-    return found
+    """Images with masks from folders of their own, divided as the images are or not at all.
+
+    Args:
+      places: folders of masks.
+      around: the folder of the images, for reasons.
+    """
+    parents = {part for item in found for part in _parts(listing, item.path)[:-1]}
+    masks: list[tuple[Path, str]] = []
+    for place in places:
+        strange = [kind for kind in listing.folders(place) if kind.name.lower() not in parents]
+        for folder in strange:
+            listing.reject(folder, f"masks of a defect that {around} does not hold")
+        files = listing.images(place, apart=strange, empty_allowed=True)
+        masks += [(path, _key(path, place)) for path in files]
+    return _paired(listing, found, masks)
+
+
+def _paired(
+    listing: Listing, found: Sequence[Found], masks: Iterable[tuple[Path, str]]
+) -> list[Found]:
+    """Images with their masks: a mask is of the only image whose path ends with its key.
+
+    Args:
+      masks: files with their keys, see `_key`.
+    """
+    by_ending = defaultdict[str, list[int]](list)
+    for number, item in enumerate(found):
+        parts = _parts(listing, item.path)
+        for start in range(len(parts)):
+            by_ending["/".join(parts[start:])].append(number)
+    paired = list(found)
+    # A longer key says more: `scratch/x` leaves `x` to an image elsewhere.
+    for mask, key in sorted(masks, key=lambda item: -item[1].count("/")):
+        images = by_ending.get(key, [])
+        free = [number for number in images if paired[number].mask is None]
+        if len(free) == 1:
+            paired[free[0]] = replace(paired[free[0]], mask=mask)
+        elif free:
+            names = ", ".join(listing.id_of(paired[number].path) for number in free[:3])
+            listing.reject(mask, f"a mask of several images, use folders named as theirs: {names}")
+        elif images:
+            first = paired[images[0]]
+            assert first.mask is not None
+            image, other = listing.id_of(first.path), listing.id_of(first.mask)
+            listing.reject(mask, f"a second mask: of {image}, beside {other}")
+        else:
+            listing.reject(mask, "a mask without an image")
+    return paired
+
+
+def _parts(listing: Listing, image: Path) -> list[str]:
+    """What a key may hold of an image: its folders below the root, and its name."""
+    return Path(listing.id_of(image)).with_suffix("").as_posix().lower().split("/")

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from jax_noisy_anogan.data.examples import Example, Picture, Source
+from jax_noisy_anogan.data.writing import exclusive
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.runtime.files import digest, write_bytes
 
@@ -91,8 +92,18 @@ def download(folder: Path, mirror: str = MIRROR) -> Path:
     Raises:
       DataError: they cannot be fetched, or are not the published files.
     """
-    if all((folder / name).is_file() for name in _FILES):
-        return folder
+    if not _is_whole(folder):
+        with exclusive(folder):
+            if not _is_whole(folder):
+                _fetch(folder, mirror)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _FILES)
+
+
+def _fetch(folder: Path, mirror: str) -> None:
     import tensorflow_datasets as tfds
 
     urls = {name: mirror + name for name in _FILES}
@@ -105,7 +116,6 @@ def download(folder: Path, mirror: str = MIRROR) -> Path:
         address = urllib.parse.urlsplit(mirror)
         port = address.port or {"http": 80, "https": 443}[address.scheme]
         socket.create_connection((address.hostname or "", port), timeout=10).close()
-        folder.mkdir(parents=True, exist_ok=True)
         manager = tfds.download.DownloadManager(
             download_dir=folder / "downloads", url_infos=infos, force_checksums_validation=True
         )
@@ -117,7 +127,6 @@ def download(folder: Path, mirror: str = MIRROR) -> Path:
             f"MNIST cannot be fetched from {mirror} ({type(error).__name__}): set config.data.root "
             "to a folder with its four IDX files, or use configs/mnist5k.py, which needs none"
         ) from error
-    return folder
 
 
 def read_parts(

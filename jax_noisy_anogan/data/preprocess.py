@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data.frame import fit_square, scaled
+from jax_noisy_anogan.data.frame import padded_size, fit_square, framed, scaled
 
 # Beside the deviation of a neighbourhood (of 0..1), so that noise on a plain one is not blown up.
 FLOOR = 0.02
@@ -41,6 +41,20 @@ def fitted_mask(
     return fitted(mask[..., None].astype(np.uint8) * np.uint8(255), resolution, data)
 
 
+def framed_mask(
+    mask: Bool[np.ndarray, "height width"], fit: str
+) -> Bool[np.ndarray, "framed_height framed_width"]:
+    """What `fitted` shows of a mask, in its own pixels; smaller where "pad" has a limit."""
+    if fit == "pad":
+        # A pixel of the smaller one is marked where any is that it stands for.
+        rows, columns = padded_size(*mask.shape)
+        small = np.zeros((rows, columns), bool)
+        row, column = np.nonzero(mask)
+        small[row * rows // mask.shape[0], column * columns // mask.shape[1]] = True
+        mask = small
+    return framed(mask, fit)
+
+
 def pad_to_tile(
     image: Shaped[np.ndarray, "height width *channels"], tile: int
 ) -> Shaped[np.ndarray, "padded_height padded_width *channels"]:
@@ -52,6 +66,12 @@ def pad_to_tile(
         return image
     missing = [(0, max(tile - size, 0)) for size in image.shape[:2]]
     return np.pad(image, missing + [(0, 0)] * (image.ndim - 2), mode="reflect")
+
+
+def exact_matmul(a: Any, b: Any) -> Any:
+    """A product of float32, of NumPy or JAX; accelerators round their own to fewer bits."""
+    precision = {} if isinstance(b, np.ndarray) else {"precision": "highest"}
+    return b.__array_namespace__().matmul(a, b, **precision)
 
 
 def local_contrast(image: Any, share: float | None, *, side: int = 0) -> Any:
@@ -76,7 +96,7 @@ def local_contrast(image: Any, share: float | None, *, side: int = 0) -> Any:
     down, across = (xp.asarray(_gaussian_weights(size, deviation)) for size in image.shape[:2])
 
     def blurred(planes: Any) -> Any:
-        return down @ planes @ across.T
+        return exact_matmul(exact_matmul(down, planes), across.T)
 
     planes = xp.moveaxis(image, -1, 0).astype(np.float32) / 255.0
     apart = planes - blurred(planes)

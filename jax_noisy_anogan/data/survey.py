@@ -20,6 +20,7 @@ from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data.decode import Content, content_of
 from jax_noisy_anogan.data.examples import BadImageError, Source
 from jax_noisy_anogan.data.writing import exclusive, read_json
+from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.runtime.files import digest, to_json, user_path, write_text
 
 # Largest values of the depths that cameras have: 8, 10, 12, 14 and 16 bits.
@@ -87,6 +88,12 @@ def measured(config: DataConfig, source: Source, *, resolution: int) -> Measured
 
 
 def _settled(config: DataConfig, content: Content, shapes: Shapes, resolution: int) -> DataConfig:
+    is_open = content.is_sixteen_bit and config.white_level == 0
+    if is_open and config.black_level >= max(content.highest, 1):
+        raise DataError(
+            f"config.data.black_level is {config.black_level}, but values of the 16-bit images of "
+            f"{config.root} reach from {content.lowest:,} to {content.highest:,}: expected less"
+        )
     white = next(level for level in _WHITE_LEVELS if level >= content.highest)
     fit = config.fit
     if fit == "auto":
@@ -195,7 +202,8 @@ def _look(source: Source, max_pixels: int) -> tuple[Content, Shapes]:
 def _content(path: Path, *, max_pixels: int, look_for_colour: bool) -> list[Content]:
     try:
         return [content_of(path, max_pixels=max_pixels, look_for_colour=look_for_colour)]
-    except BadImageError:
+    except BadImageError as error:
+        error.raise_if_unread()
         return []  # the preparation names it
 
 

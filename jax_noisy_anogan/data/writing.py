@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib
 import io
@@ -21,8 +22,7 @@ from jaxtyping import UInt8
 from jax_noisy_anogan.config import DataConfig
 from jax_noisy_anogan.data import pyramid
 from jax_noisy_anogan.data.examples import BadImageError, Example, Picture, Source
-from jax_noisy_anogan.data.frame import framed
-from jax_noisy_anogan.data.preprocess import fitted_mask, prepared
+from jax_noisy_anogan.data.preprocess import fitted_mask, framed_mask, prepared
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.runtime import files
 from jax_noisy_anogan.runtime.progress import ProgressLine
@@ -30,7 +30,7 @@ from jax_noisy_anogan.runtime.progress import ProgressLine
 if TYPE_CHECKING:
     from jax_noisy_anogan.data import builders
 
-FORMAT = 3
+FORMAT = 4
 PART_BYTES = 64 * 2**20
 HEADER = "dataset.json"
 OWN_MASKS = "own_masks.npz"
@@ -180,6 +180,7 @@ class _Encoder:
         except BadImageError as error:
             if self.config.on_bad_image == "raise":
                 raise
+            error.raise_if_unread()
             columns.left_out.append((error.file, error.reason))
             return None
         if content in self._seen:
@@ -226,8 +227,9 @@ class _Encoder:
         if self.source.has_masks:
             mask = np.zeros(image.shape[:2], bool) if picture.mask is None else picture.mask
             masks = self._pyramid(fitted_mask(mask, self.resolution, self.config))
-            shown = framed(mask, self.config.fit)
-            own = pyramid.encode_bits(shown) if shown.any() else b""
+            if mask.any():
+                shown = framed_mask(mask, self.config.fit)
+                own = pyramid.encode_bits(shown) if shown.any() else b""
         return Encoded(example, images, masks, own)
 
     def _pyramid(self, top: UInt8[np.ndarray, "rows columns c"]) -> dict[int, bytes]:
@@ -245,9 +247,17 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is unreadable ({error}): delete {path.parent} and prepare again"
-        ) from error
+        raise damage(str(path), error, path.parent) from error
+
+
+def damage(what: str, error: BaseException, folder: Path) -> DataError:
+    """Why records of `folder` cannot be read; where too many files are open, they may be whole."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if os.strerror(errno.EMFILE) in str(cause):
+            return DataError(f"{what}: too many open files; raise the limit, see ulimit -n")
+        cause = cause.__cause__ or cause.__context__
+    return DataError(f"{what} is damaged ({error}): delete {folder} and prepare again")
 
 
 @contextlib.contextmanager

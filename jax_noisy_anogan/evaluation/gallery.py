@@ -7,7 +7,7 @@ only those in view.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,8 @@ def write_gallery(out: Path, *, threshold: float) -> Path:
     pages = [f"gallery-{k}.html" if k > 1 else "gallery.html" for k in range(1, len(starts) + 1)]
     abnormal = pc.sum(pc.equal(scored["decision"], "abnormal")).as_py() or 0
     scores = scored[_SCORE].to_numpy()
+    # Here and not for each page: it reads every score.
+    histogram = _histogram(scores, threshold) if len(scores) else None
     for number, (name, start) in enumerate(zip(pages, starts, strict=True), start=1):
         shown = scored.slice(start, _PER_PAGE)
         write_page(
@@ -66,7 +68,7 @@ def write_gallery(out: Path, *, threshold: float) -> Path:
             title="Scored files",
             subtitle=f"{len(table):,} files, the most anomalous first",
             images_from="'self' file:",
-            pages=pages,
+            links=_links(pages, number),
             number=number,
             tiles=[
                 ("files", f"{len(table):,}"),
@@ -74,7 +76,7 @@ def write_gallery(out: Path, *, threshold: float) -> Path:
                 ("normal", f"{len(scored) - abnormal:,}"),
                 ("not scored", f"{len(failed):,}"),
             ],
-            histogram=_histogram(scores, threshold) if len(scores) else None,
+            histogram=histogram,
             legend=charts.legend(with_truth=False),
             score_name=_SCORE,
             threshold=short(threshold),
@@ -91,6 +93,13 @@ def write_gallery(out: Path, *, threshold: float) -> Path:
         )
     _remove_later_pages(out, len(pages))
     return out / pages[0]
+
+
+def _links(pages: Sequence[str], number: int) -> list[tuple[int, str]]:
+    """The first page, the last one, this one and its neighbours, as numbers and names."""
+    last = len(pages)
+    shown = sorted({1, max(number - 1, 1), number, min(number + 1, last), last})
+    return [(k, pages[k - 1]) for k in shown]
 
 
 def _histogram(scores: np.ndarray, threshold: float) -> charts.Chart:

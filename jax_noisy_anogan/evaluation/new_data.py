@@ -31,7 +31,7 @@ from jax_noisy_anogan.scoring.calibration import (
     Calibration,
     CalibrationError,
     Fitted,
-    model_stamp,
+    stamp,
 )
 from jax_noisy_anogan.scoring.maps import load_maps
 from jax_noisy_anogan.scoring.memory import Memory
@@ -104,7 +104,7 @@ def judge(
         split = splits.for_testing(dataset, config.data, calibrate=recalibrate)
         if recalibrate:
             _require_enough(len(split.validation_normal), config.data.root)
-            division = {"model": model_stamp(model), **split.to_json()}
+            division = {"model": stamp(model, config), **split.to_json()}
             write_text(out / "split.json", json.dumps(division, indent=1) + "\n")
         elif (out / "calibration.json").exists():
             raise WorkdirError(

@@ -131,8 +131,8 @@ class PixelMetrics:
         ]
         found = self.result()
         moved = np.array([found.auroc, found.aupro]) - areas(np.ones(len(strata)))
-        columns = np.clip(np.array(drawn) + moved, 0.0, 1.0).T
-        return PixelIntervals(*(percentiles(column, level) for column in columns))
+        shifted = np.clip(np.array(drawn) + moved, 0.0, 1.0).T
+        return PixelIntervals(*(percentiles(column, level) for column in shifted))
 
     def _result(self, defects: list[str]) -> PixelResult:
         found = [self._totals[name] for name in defects if name in self._totals]

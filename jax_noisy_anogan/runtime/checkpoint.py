@@ -13,6 +13,7 @@ import errno
 import itertools
 import json
 import logging as python_logging
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -284,8 +285,11 @@ def _read_quietly(folder: Path, template: Any) -> None:
             if path.endswith("/.zarray"):
                 store = {**database, "path": path.removesuffix(".zarray")}
                 array = ts.open({"driver": "zarr", "kvstore": store}).result()
-                if array.size > most:
-                    raise ValueError(f"{path} holds {array.size} values, at most {most}")
+                # Chunks unpack whole, and may be declared larger than the array.
+                chunk = array.chunk_layout.read_chunk.shape or ()
+                values = max(array.size, math.prod(size or 1 for size in chunk))
+                if values > most:
+                    raise ValueError(f"{path} holds {values} values, at most {most}")
                 array.read().result()
     except (ValueError, OSError, NotImplementedError) as error:
         raise _DamagedError(f"its arrays cannot be read: {_first_line(error)}") from error

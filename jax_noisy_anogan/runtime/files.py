@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -21,7 +22,10 @@ import numpy as np
 from jax_noisy_anogan.errors import UserError
 
 # What NumPy raises on an archive that is missing, empty, cut off or of another kind.
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 # A small file can unpack to anything.
 _LARGEST_ARCHIVE = 2**31
 
@@ -68,27 +72,55 @@ def written(path: Path) -> Iterator[IO[bytes]]:
 
     Every result file is written by this function. Whatever ends the program or the machine, the
     name holds the earlier file or the whole new one, and of two files written one after the other
-    never only the second. The content goes into the neighbour `<name>.partial`, which is renamed.
+    never only the second. The content goes into the neighbour `<name>.partial`, which is renamed;
+    what a killed process leaves there, the next one replaces. Of several processes or threads that
+    write the same file each waits for the one before it.
 
     Raises:
       OSError: with the name of the file; a full disk is one reason.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        try:
-            with open(partial, "w+b") as file:
+        with _alone(partial) as file:
+            try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         _sync_folder(path.parent)
     except OSError as error:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[IO[bytes]]:
+    """An empty file that no other process or thread has from here before this one closes it."""
+    while True:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "w+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                # Some file systems have no locks.
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                    raise
+            # Whoever had it before has renamed or removed it.
+            if not _is_at(file, path):
+                continue
+            file.truncate()
+            yield file
+            return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:
@@ -190,8 +222,10 @@ def user_path(text: str | Path, name: str) -> Path:
       name: the flag or setting that it was given with.
 
     Raises:
-      UserError: there is no home folder.
+      UserError: it is empty, or there is no home folder.
     """
+    if not str(text):
+        raise UserError(f"{name} is empty: expected a path (an unset variable of the shell is one)")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -36,9 +36,8 @@ def keep_compiled(folder: str) -> None:
 
     The user names it, never a run that is only read: a compiled program is code.
     """
-    path = user_path(folder, "config.train.compilation_cache_dir")
     if folder:
-        _use_cache(path)
+        _use_cache(user_path(folder, "config.train.compilation_cache_dir"))
 
 
 def keep_compiled_privately() -> Path | None:

@@ -342,6 +342,12 @@ def _manifest(
     keeps_shape = data.fit == "scale"
     fit = "scaled" if keeps_shape else "fit_square"
     size = f"{data.scale!r}" if keeps_shape else f'{shape[0]}, "{data.fit}"'
+    if data.name in ("mnist", "mnist5k"):
+        # As `Detector.prepare` takes digits of 28 x 28.
+        pad = "photograph = numpy.pad(photograph, ((2, 2), (2, 2), (0, 0)))"
+        lines = ["import numpy", pad, "frame = Frame(28, 28, -2, -2, 32, 32)"]
+    else:
+        lines = [f'frame = Frame.of(*photograph.shape[:2], "{data.fit}")']
     decides = calibration.thresholds[CALIBRATED].chosen
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     return {
@@ -354,8 +360,8 @@ def _manifest(
         # Of a photograph with its channels last, after EXIF rotation.
         "photograph": [
             f"from frame import Frame, {fit}",
+            *lines,
             f"images = {fit}(photograph, {size})[None]",
-            f'frame = Frame.of(*photograph.shape[:2], "{data.fit}")',
             'map = frame.place(found["heat"][0])',
         ],
         "input": {
@@ -364,6 +370,9 @@ def _manifest(
             "width": shape[1],
             "channels": data.channels,
             "values": "0..255, rows from the top; RGB where there are 3 channels",
+            # Of files of more than 8 bits: these become 0 and 255.
+            "black_level": data.black_level,
+            "white_level": data.white_level,
             "fit": data.fit,
         },
         "outputs": jax.tree.map(lambda aval: aval.str_short(), outputs),

@@ -28,12 +28,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize
 
-from jax_noisy_anogan.config import ConfigError
+from jax_noisy_anogan.config import Config, ConfigError
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.model import Model
-from jax_noisy_anogan.runtime.files import checksum, write_text
+from jax_noisy_anogan.runtime.files import checksum, digest, write_text
 from jax_noisy_anogan.scoring.thresholds import (
     Thresholds,
+    decide,
     fit_thresholds,
     quantile_threshold,
 )
@@ -157,9 +158,13 @@ class Calibration:
         return self
 
 
-def model_stamp(model: Model) -> int:
-    """Tells trained models apart, so that no calibration is taken for that of another."""
-    return checksum(model[1:])
+def stamp(model: Model, config: Config) -> str:
+    """Tells trained models, searches and scores apart: none is judged by thresholds of another."""
+    search = dataclasses.asdict(config.search) | {"record_curve": False}
+    score = dataclasses.asdict(config.score)
+    for name in ("threshold_rule", "false_positive_rate", "yardsticks"):  # no score hangs on them
+        del score[name]
+    return digest(checksum(model[1:]), search, score)
 
 
 # The part that each normal, and each known abnormal, validation image shows.
@@ -228,6 +233,12 @@ def fit(
         )
         for name, values in {**columns, CALIBRATED: scores}.items()
     }
+    own = whole(normals)
+    if decide(own, thresholds[CALIBRATED].chosen).all():
+        # Scores of fits without an image lie elsewhere where nothing tells the images apart.
+        thresholds[CALIBRATED] = fit_thresholds(
+            own, scores[1][:0], rule="quantile", false_positive_rate=false_positive_rate
+        )
     calibration = Calibration(
         terms=names,
         mean=tuple(whole.mean.tolist()),
@@ -311,7 +322,8 @@ def _fit_linear(
             z_normal, (abnormals - mean) / std, expected, start
         )
         # All are zero where every term is lower for the known abnormal images: nothing is learned.
-        if weights.any():
+        # Fits to parts of the images stay of the kind of the fit to all: others count otherwise.
+        if weights.any() or near is not None:
             return _Linear(mean, std, weights, intercept, balanced=False)
     count = balance.sum()
     sums = (z_normal * balance).sum(axis=1) / count

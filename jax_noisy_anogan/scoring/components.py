@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from jax_noisy_anogan.data import near_duplicates
-from jax_noisy_anogan.data.preprocess import local_contrast
+from jax_noisy_anogan.data.preprocess import exact_matmul, local_contrast
 from jax_noisy_anogan.data.pyramid import area_average
 from jax_noisy_anogan.scoring.maps import MapCalibration, MapMoments, calibrated_map
 
@@ -60,7 +60,8 @@ def thumbnail(image: Any, tile: int) -> UInt8[Any, "side side channels"]:
     xp = image.__array_namespace__()
     down, across = (xp.asarray(_covered(size, side)) for size in (height, width))
     planes = xp.moveaxis(image, -1, 0).astype(np.float32)
-    return xp.moveaxis(xp.round(down @ planes @ across.T), 0, -1).astype(np.uint8)
+    smaller = exact_matmul(exact_matmul(down, planes), across.T)
+    return xp.moveaxis(xp.round(smaller), 0, -1).astype(np.uint8)
 
 
 def _covered(size: int, side: int) -> Float[np.ndarray, "side size"]:

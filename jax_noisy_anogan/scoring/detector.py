@@ -25,14 +25,13 @@ from jax_noisy_anogan.data.preprocess import prepared
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.model import Model
 from jax_noisy_anogan.runtime.files import user_path
-from jax_noisy_anogan.runtime.workdir import SCORES
 from jax_noisy_anogan.scoring import memory as memory_lib
 from jax_noisy_anogan.scoring.calibration import (
     DECISION,
     Calibration,
     CalibrationError,
-    model_stamp,
     require_anomaly,
+    stamp,
 )
 from jax_noisy_anogan.scoring.maps import MapCalibration, load_maps
 from jax_noisy_anogan.scoring.regions import Box, Region, Regions, find_regions
@@ -42,6 +41,8 @@ from jax_noisy_anogan.training.state import load_model
 
 # In larger photographs regions are looked for in blocks of pixels, and pictures are smaller.
 MOST_PIXELS = 2**24
+# Of another camera's files; everything else was there when thresholds were set.
+_CHANGEABLE = ("data.max_image_pixels", "data.black_level", "data.white_level")
 
 Image = UInt8[np.ndarray, "height width channels"]
 OneImage = str | Path | PIL.Image.Image | np.ndarray
@@ -267,10 +268,11 @@ def load(
     """
     folder = user_path(workdir, "workdir")
     for change in changes:
-        if change.removeprefix("config.").startswith(SCORES):
+        if change.removeprefix("config.").partition("=")[0] not in _CHANGEABLE:
             raise ConfigError(
-                f"{change}: thresholds of a run hold for its own search and scores, which "
-                "`python -m jax_noisy_anogan.evaluate --set` changes"
+                f"{change}: the thresholds of a run hold for its own settings, of which "
+                f"{', '.join(_CHANGEABLE)} may be changed here, and those of search and scores by "
+                "`python -m jax_noisy_anogan.evaluate --set`"
             )
     config = config_lib.changed(config_lib.load(folder), changes)
     source = folder if calibration is None else user_path(calibration, "calibration")
@@ -278,23 +280,24 @@ def load(
     maps = load_maps(source / "map_calibration.npz")
     model = load_model(folder, config)
     if calibration is not None:
-        _require_made_for(model, source)
+        _require_made_for(model, config, source)
     memory = memory_lib.of_run(source, config.score)
     return Detector(model, config, found, maps, memory, mesh=mesh)
 
 
-def _require_made_for(model: Model, folder: Path) -> None:
+def _require_made_for(model: Model, config: Config, folder: Path) -> None:
     path = folder / "split.json"
     try:
-        stamp = json.loads(path.read_text())["model"]
+        made_for = json.loads(path.read_text())["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CalibrationError(
             f"{path} cannot be read, and says which run the calibration was made for: name a "
             "folder that `jax-noisy-anogan test --recalibrate` has written"
         ) from error
-    if stamp != model_stamp(model):
+    if made_for != stamp(model, config):
         raise CalibrationError(
-            f"{folder} is a calibration of another run: use `test --recalibrate` with this one"
+            f"{folder} is a calibration of another run, or of other settings of its search and "
+            "scores: use `test --recalibrate` with this one"
         )
 
 

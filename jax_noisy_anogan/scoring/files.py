@@ -83,7 +83,7 @@ def score_files(
 
         def open_out() -> None:
             held.enter_context(_held(out))
-            _settle(out, detector, threshold, heatmaps, maps)
+            _settle(out, detector, threshold, heatmaps, maps, thumbnails)
             wanted = {"heatmaps": heatmaps != "none", "maps": maps, "masks": maps}
             wanted["thumbnails"] = thumbnails
             for folder in (name for name, is_wanted in wanted.items() if is_wanted):
@@ -263,10 +263,12 @@ def _held(out: Path) -> Iterator[None]:
         yield
 
 
-def _settle(out: Path, detector: Detector, threshold: float, heatmaps: str, maps: bool) -> None:
+def _settle(
+    out: Path, detector: Detector, threshold: float, heatmaps: str, maps: bool, thumbnails: bool
+) -> None:
     """Keep rows of different models, thresholds or pictures out of one table."""
     search = dataclasses.asdict(detector.config.search) | {"record_curve": False}
-    stamp = digest("rows 2", detector.calibration, search, threshold, heatmaps, maps)
+    stamp = digest("rows 3", detector.calibration, search, threshold, heatmaps, maps, thumbnails)
     path = out / "settings.json"
     try:
         earlier = json.loads(path.read_bytes())["stamp"] if path.exists() else stamp
@@ -274,7 +276,7 @@ def _settle(out: Path, detector: Detector, threshold: float, heatmaps: str, maps
         earlier = None
     if earlier != stamp:
         raise WorkdirError(
-            f"--out {out} holds results of another run, search, threshold or choice of heatmaps "
-            "and maps: use another folder"
+            f"--out {out} holds results of another run, search, threshold or choice of heatmaps, "
+            "maps and gallery: use another folder"
         )
     write_text(path, json.dumps({"stamp": stamp, "threshold": threshold}) + "\n")

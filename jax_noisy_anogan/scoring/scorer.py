@@ -224,6 +224,8 @@ class Scorer:
         self.overlap = round(self.tile * config.score.tile_overlap)
         self.batch_size = tiles_at_once(config.search) * self.mesh.size
         self.memory = memory
+        # Handed over once, not with every image.
+        self._components = None if memory is None else jax.device_put(memory.components)
         self._variables = parallel.replicate((*self.model[1:], memory), self.mesh)
         search = make_search(model.networks, config)
         measure = make_measure(model.networks, config)
@@ -291,12 +293,9 @@ class Scorer:
 
     def _terms_of_whole(self, image: Image) -> dict[str, Array]:
         """Terms of an image that is not cut into tiles; on their way, nothing waits for them."""
-        if self.memory is None:
+        if self._components is None:
             return {}
-        assert self.memory.components is not None
-        return {
-            COMPONENTS: _components_term(self.memory.components, thumbnail(image, self.tile)[None])
-        }
+        return {COMPONENTS: _components_term(self._components, thumbnail(image, self.tile)[None])}
 
     def features(
         self, tiles: Iterable[UInt8[np.ndarray, "tile tile channels"]]

@@ -36,17 +36,17 @@ def blend_on_device(
 def _blend_weights(
     positions: np.ndarray, size: int, shape: tuple[int, int]
 ) -> Float[np.ndarray, "tiles tile tile"]:
-    """What every pixel of every tile counts for in `blend_tiles`.
+    """What every pixel of every tile counts for in `blend_tiles`."""
+    window, total = _window(size), np.zeros(shape)
+    places = [(slice(top, top + size), slice(left, left + size)) for top, left in positions]
+    for place in places:
+        total[place] += window
+    return np.stack([window / total[place] for place in places]).astype(np.float32)
 
-    Blending is linear, so that these are what it makes of a tile of ones among tiles of zeros.
-    """
-    zeros, ones = np.zeros((size, size)), np.ones((size, size))
-    weights = []
-    for index, (top, left) in enumerate(positions):
-        tiles = (ones if other == index else zeros for other in range(len(positions)))
-        blended = blend_tiles(tiles, positions, shape)
-        weights.append(blended[top : top + size, left : left + size])
-    return np.stack(weights)
+
+def _window(side: int) -> Float[np.ndarray, "side side"]:
+    ramp = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
+    return np.outer(ramp, ramp)
 
 
 def tile_positions(height: int, width: int, tile: int, overlap: int) -> Int[np.ndarray, "tiles 2"]:
@@ -104,8 +104,7 @@ def blend_tiles(
     total = weights = None
     for (top, left), tile in zip(positions, tiles, strict=True):
         side = len(tile)
-        ramp = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
-        window = np.outer(ramp, ramp)
+        window = _window(side)
         if total is None or weights is None:
             padded = [max(size, side) for size in shape]
             weights = np.zeros(padded)
