@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from jax_noisy_anogan.config import DataConfig
-from jax_noisy_anogan.data.frame import padded_size, fit_square, framed, scaled
+from jax_noisy_anogan.data.frame import fit_square, framed, padded_size, scaled
 
 # Beside the deviation of a neighbourhood (of 0..1), so that noise on a plain one is not blown up.
 FLOOR = 0.02

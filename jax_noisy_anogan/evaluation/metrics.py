@@ -182,15 +182,24 @@ def bootstrap_samples(
     """Indices drawn with replacement, of every stratum as many images, or groups, as it has."""
     rng = np.random.default_rng(seed)
     groups = np.arange(len(strata)) if groups is None else groups
-    members = []
+    members: list[np.ndarray | list[np.ndarray]] = []
     for value in np.unique(strata):
         own = np.flatnonzero(strata == value)
-        order = np.argsort(groups[own], kind="stable")
-        ends = np.flatnonzero(np.diff(groups[own][order])) + 1
-        members.append(np.split(own[order], ends))
+        own = own[np.argsort(groups[own], kind="stable")]
+        ends = np.flatnonzero(np.diff(groups[own])) + 1
+        members.append(own if len(ends) + 1 == len(own) else np.split(own, ends))
+
+    def drawn(parts: np.ndarray | list[np.ndarray]) -> np.ndarray:
+        chosen = rng.integers(len(parts), size=len(parts))
+        # One index for many images: thousands of parts of one image each would take seconds.
+        return (
+            parts[chosen]
+            if isinstance(parts, np.ndarray)
+            else np.concatenate([parts[k] for k in chosen])
+        )
+
     for _ in range(resamples):
-        drawn = [[own[k] for k in rng.integers(len(own), size=len(own))] for own in members]
-        yield np.concatenate([part for parts in drawn for part in parts])
+        yield np.concatenate([drawn(parts) for parts in members])
 
 
 def percentiles(values: Sequence[float], level: float) -> Interval:

@@ -237,7 +237,11 @@ def fit(
     if decide(own, thresholds[CALIBRATED].chosen).all():
         # Scores of fits without an image lie elsewhere where nothing tells the images apart.
         thresholds[CALIBRATED] = fit_thresholds(
-            own, scores[1][:0], rule="quantile", false_positive_rate=false_positive_rate
+            own,
+            scores[1][:0],
+            rule="quantile",
+            false_positive_rate=false_positive_rate,
+            parts=parts,
         )
     calibration = Calibration(
         terms=names,
