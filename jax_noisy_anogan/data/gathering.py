@@ -90,8 +90,10 @@ def _white(mask: OneImage) -> OneImage:
     # Of 16 bits, too, the smallest value above 0 becomes white.
     pixels = Pixels(channels=3, max_pixels=_ANY_SIZE, white_level=1)
     if isinstance(mask, Image.Image):
-        return decode_picture(mask, pixels).image.any(axis=-1)
-    return decode_array(mask, pixels).image.any(axis=-1)
+        decoded = decode_picture(mask, pixels)
+    else:
+        decoded = decode_array(mask, pixels)
+    return np.asarray(decoded.image.any(axis=-1))
 
 
 def _place_one(target: Path, image: OneImage, stem: str) -> str:
