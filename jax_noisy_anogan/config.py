@@ -610,8 +610,8 @@ class ScoreConfig:
     )
     yardsticks: bool = setting(
         True,
-        "whether `evaluate` also measures, on the same split of an image folder, what brightness, "
-        "principal components, nearest patches and a classifier of known patches reach",
+        "whether `evaluate` and `test` also measure, on the same images of a folder, what "
+        "brightness, principal components, nearest patches and a classifier of known patches reach",
     )
 
 

@@ -166,7 +166,7 @@ def test_commands_answer_in_one_line_with_exit_code_2(module, arguments, expecte
         [sys.executable, "-m", f"jax_noisy_anogan.{module}", *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=tmp_path,
     )
     assert done.returncode == 2, done.stderr
@@ -186,7 +186,7 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, platform, finished_run
         env=os.environ | {"JAX_PLATFORMS": platform},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=tmp_path,
     )
     assert done.returncode == 2, done.stderr
@@ -219,7 +219,7 @@ def test_a_user_without_a_home_folder_gets_one_line(tmp_path, arguments, named):
         [sys.executable, "-c", textwrap.dedent(HOMELESS), *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=tmp_path,
     )
     assert done.returncode == 2, done.stderr

@@ -29,7 +29,7 @@ def _run(command, *arguments):
         env={**os.environ, "COLUMNS": "120"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -104,7 +104,7 @@ def outcomes():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=True,
     )
     return json.loads(done.stdout)

@@ -146,7 +146,7 @@ def test_batches_are_on_the_device_ahead_of_their_turn_and_resume_exactly(tmp_pa
         np.testing.assert_array_equal(batch.normal, expected[number].normal)
         np.testing.assert_array_equal(batch.abnormal, expected[number].abnormal)
     # Five were handed out; more follow onto the device without being asked for.
-    assert all(put.acquire(timeout=30) for _ in range(7))
+    assert all(put.acquire(timeout=300) for _ in range(7))
     state = streams.state()
     streams.close()
     assert state == {"normal": 10, "abnormal": 10}
@@ -215,7 +215,7 @@ def _two_processes(cache, state):
         subprocess.Popen([*command, str(p), json.dumps(state)], stdout=subprocess.PIPE, text=True)
         for p in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in running]
+    outputs = [process.communicate(timeout=900)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 

@@ -188,7 +188,7 @@ def test_the_console_tells_it_before_the_table(capsys):
 def test_an_evaluation_puts_them_beside_its_own_figures(parts, measured, tmp_path, monkeypatch):
     """Networks without any training are beaten."""
     data, dataset, split = parts
-    monkeypatch.setattr(yardsticks, "measure", lambda *case, show: measured)
+    monkeypatch.setattr(yardsticks, "measure", lambda *case, trained, show: measured)
     config = Config(
         data=data,
         network=NetworkConfig(fmap_base=32, fmap_max=4, latent_size=4),

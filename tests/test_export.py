@@ -150,7 +150,7 @@ def exports(tmp_path_factory):
         json.dumps([str(made[kind][0]), [count for k, count in CASES if k == kind]])
         for kind in made
     ]
-    subprocess.run([sys.executable, "-c", USER, *wanted], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", USER, *wanted], check=True, timeout=900)
     return made
 
 

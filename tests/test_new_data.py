@@ -1,6 +1,7 @@
 """A finished run on a new labelled folder: judged, recalibrated, and left as it is."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import jax_noisy_anogan
 from jax_noisy_anogan import config as config_lib
@@ -95,6 +97,47 @@ def test_every_labelled_image_is_judged_by_the_thresholds_of_the_run_which_stays
     assert not (tmp_path / "out" / "calibration.json").exists()
     for kind in ("dent", "scratch"):
         assert kind in (tmp_path / "out" / "report.html").read_text()
+
+
+def _judge_beside_yardsticks(run, data, out):
+    config = new_data.settings_for(config_lib.load(run), str(data), ())
+    score = dataclasses.replace(config.score, yardsticks=True)
+    return new_data.judge(
+        run, dataclasses.replace(config, score=score), out, recalibrate=False, progress=False
+    )
+
+
+def test_yardsticks_learn_from_the_training_images_of_the_run(run, tmp_path):
+    data = _photographs(tmp_path / "new", 7, normals=16, defects=4)
+    results = _judge_beside_yardsticks(run, data, tmp_path / "out")
+    assert list(results["yardsticks"]) == ["brightness", "PCA residual", "nearest patch"]
+
+    def means(root, ids):
+        return np.array([np.asarray(Image.open(root / id_)).mean() for id_ in ids])
+
+    parts = json.loads((run / "split.json").read_text())["parts"]
+    usual = means(run.parent / "photographs", parts["train_normal"]).mean()
+    rows = _rows(tmp_path / "out")
+    unusual = np.abs(means(data, [row["id"] for row in rows]) - usual)
+    wanted = roc_auc_score([int(row["is_abnormal"]) for row in rows], unusual)
+    assert results["yardsticks"]["brightness"]["auroc"] == pytest.approx(wanted)
+    assert "Brightness alone tells normal from abnormal" in results["notice"]
+
+
+def test_without_the_training_images_no_yardstick_stands_beside_and_the_report_says_so(
+    run, tmp_path
+):
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["data"]["root"] = str(tmp_path / "gone")
+    (moved / "config.json").write_text(json.dumps(config))
+    data = _photographs(tmp_path / "new", 7, normals=16, defects=4)
+    results = _judge_beside_yardsticks(moved, data, tmp_path / "out")
+    assert results["yardsticks"] == {}
+    assert results["notice"].startswith("No yardsticks beside this run: ")
+    assert str(tmp_path / "gone") in results["notice"]
+    assert "auroc" in results["anomaly"]
 
 
 def test_half_of_every_kind_recalibrates_and_only_the_rest_is_tested(run, tmp_path):

@@ -86,7 +86,7 @@ def command(tmp_path_factory):
 
     folder = root / "run"
     with run(folder) as process:
-        output, errors = process.communicate(timeout=600)
+        output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     (root / "said.txt").write_text(errors)
     return run, folder, output
@@ -261,7 +261,7 @@ def test_the_command_killed_at_random_times_ends_with_the_same_bits(command, tmp
             process.communicate()
         kills += process.returncode == -signal.SIGKILL
     with run(folder) as process:
-        _, errors = process.communicate(timeout=600)
+        _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert kills > 0
     ours, theirs = (

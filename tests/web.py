@@ -67,7 +67,7 @@ def photographed(page, width, folder):
         [BROWSER, *flags.split(), f"--screenshot={shot}", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert "CONSOLE" not in done.stderr
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)

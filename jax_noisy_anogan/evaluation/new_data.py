@@ -118,6 +118,7 @@ def judge(
             model,
             validated=validated,
             memory=memory,
+            run=run,
             progress=progress,
         )
 

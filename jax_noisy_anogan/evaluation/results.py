@@ -66,6 +66,7 @@ def evaluate(
     *,
     validated: Validated | None = None,
     memory: Memory | None = None,
+    run: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Score validation and test images and write all results into `workdir`.
@@ -80,6 +81,7 @@ def evaluate(
       validated: a calibration that judges instead of one from the validation images, of which
         there are none then; it is not written.
       memory: of the run, where the images are not those that it was made from.
+      run: its folder, likewise: yardsticks learn from its training images.
 
     Returns:
       What `metrics.json` holds; nothing in every process but the first.
@@ -123,11 +125,11 @@ def evaluate(
 
     results = metrics_of(measured, split, shown.pixels)
     is_judged = "auroc" in results[ANOMALY]
-    # They learn from the training images.
-    comparable = config.data.name == "image_folder" and len(split.train_normal) > 0
-    if is_judged and comparable and config.score.yardsticks:
+    if is_judged and config.data.name == "image_folder" and config.score.yardsticks:
         aurocs = _aurocs(measured, split)
-        yardsticks, notice = compare(config.data, dataset, split, ANOMALY, *aurocs, show=show)
+        yardsticks, notice = compare(
+            config.data, dataset, split, ANOMALY, *aurocs, run=run, show=show
+        )
         results["yardsticks"] = {name: found._asdict() for name, found in yardsticks.items()}
         results["notice"] = notice
     results["about"] |= {
@@ -149,9 +151,15 @@ def evaluate(
 
 
 def _aurocs(measured: Measured, split: Split) -> tuple[float, float]:
-    """AUROC of the score that decides: of the test images, and of the validation images."""
+    """AUROC of the score that decides: of the test images, and of the validation images.
+
+    The latter is nan where the validation images are not of this folder.
+    """
     found = []
     for parts in (("test",), PARTS[:2]):
+        if not sum(len(split.part(name)) for name in parts):
+            found.append(math.nan)
+            continue
         scores = np.concatenate([measured.calibrated[name] for name in parts])
         indices = np.concatenate([measured.scored[name].indices for name in parts])
         found.append(image_metrics(scores, split.is_abnormal[indices], threshold=0.0).auroc)

@@ -6,8 +6,10 @@ and preprocessing are part of what is being measured. Images that keep their sha
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +22,10 @@ from jax_noisy_anogan.baselines.yardsticks import (
     Judged,
 )
 from jax_noisy_anogan.config import DataConfig
+from jax_noisy_anogan.config import load as load_settings
+from jax_noisy_anogan.data import split_file
 from jax_noisy_anogan.data.catalog import open_source
-from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.dataset import Dataset, load_dataset
 from jax_noisy_anogan.data.frame import fit_square
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.errors import DataError
@@ -36,6 +40,14 @@ _NORMAL = 1_000
 _TIE = 1e-9
 # AUROC, in either direction, from which on brightness says which kind an image is of.
 _LIGHT = 0.95
+
+
+class Divided(NamedTuple):
+    """Images, how they were read, and the part that each of them lies in."""
+
+    data: DataConfig
+    dataset: Dataset
+    split: Split
 
 
 class YardstickResult(NamedTuple):
@@ -63,6 +75,7 @@ def compare(
     auroc: float,
     validation_auroc: float,
     *,
+    run: Path | None = None,
     show: bool = False,
 ) -> tuple[dict[str, YardstickResult], str]:
     """All yardsticks of a run, and a line about them that belongs above its own figures.
@@ -72,10 +85,13 @@ def compare(
 
     Args:
       score: name of the score that decides; the AUROCs are its own, on test and validation images.
+      run: folder of a finished run whose training images teach the yardsticks, where `split` has
+        none.
       show: whether to show progress.
     """
     try:
-        found = measure(data, dataset, split, show=show)
+        trained = None if run is None else _trained(run, data.cache_dir, show)
+        found = measure(data, dataset, split, trained=trained, show=show)
     except DataError as error:
         return {}, f"No yardsticks beside this run: {error}"
     return found, lead(found, score, auroc, validation_auroc)
@@ -88,27 +104,40 @@ def known_figures(found: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def measure(
-    data: DataConfig, dataset: Dataset, split: Split, *, show: bool = False
+    data: DataConfig,
+    dataset: Dataset,
+    split: Split,
+    *,
+    trained: Divided | None = None,
+    show: bool = False,
 ) -> dict[str, YardstickResult]:
     """Fit all yardsticks on the training part of a run and measure them on its held-out parts.
 
     They learn from at most 1,000 of the normal training images, chosen by the split's seed.
 
+    Args:
+      trained: whose training part it is, where the held-out images are of another folder.
+
     Raises:
       DataError: an image cannot be read, or the parts hold too few images.
     """
-    rng = np.random.Generator(np.random.PCG64(data.split_seed))
-    normal = np.sort(rng.permutation(split.train_normal)[:_NORMAL])
-    known = split.train_known_abnormal
+    teaching = trained or Divided(data, dataset, split)
+    rng = np.random.Generator(np.random.PCG64(teaching.data.split_seed))
+    normal = np.sort(rng.permutation(teaching.split.train_normal)[:_NORMAL])
+    known = teaching.split.train_known_abnormal
     validation = np.concatenate([split.validation_normal, split.validation_known_abnormal])
     held_out = np.concatenate([validation, split.test])
-    masked = dataset.has_mask[known] if dataset.has_masks else np.zeros(len(known), bool)
+    masked = np.zeros(len(known), bool)
+    if teaching.dataset.has_masks:
+        masked = teaching.dataset.has_mask[known]
     total = len(normal) + len(known) + len(held_out)
     results = {}
     with ProgressLine("yardsticks", total=total, unit="images", show=show) as line:
-        read = _Reader(data, dataset, line)
-        flawless, faulty, tested = map(read.images, (normal, known, held_out))
-        masks = read.masks(known[masked])
+        read = _Reader(teaching.data, teaching.dataset, line)
+        flawless, faulty, masks = read.images(normal), read.images(known), read.masks(known[masked])
+        if trained is not None:
+            read = _Reader(data, dataset, line)
+        tested = read.images(held_out)
         applicable = UNSUPERVISED | (KNOWN_DEFECTS if masks.any() else {})
         for name, fit_score in applicable.items():
             line.say(f"what {name} reaches on the same images")
@@ -145,6 +174,18 @@ def lead(
             "differ in light, not only in defects."
         )
     return " ".join(lines)
+
+
+def _trained(run: Path, cache_dir: str, show: bool) -> Divided:
+    """What a finished run was trained on.
+
+    Raises:
+      DataError: images of it are missing, or have changed.
+    """
+    config = load_settings(run)
+    data = dataclasses.replace(config.data, cache_dir=cache_dir)
+    dataset = load_dataset(data, resolution=config.growth.resolution, progress=show)
+    return Divided(data, dataset, split_file.read(run / "split.json", dataset))
 
 
 def _result(
