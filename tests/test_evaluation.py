@@ -25,10 +25,10 @@ from jax_noisy_anogan.config import (
 )
 from jax_noisy_anogan.data.dataset import load_dataset
 from jax_noisy_anogan.data.splits import make_split
-from jax_noisy_anogan.evaluation import held_out
+from jax_noisy_anogan.evaluation import figures, held_out
 from jax_noisy_anogan.evaluation import results as results_lib
 from jax_noisy_anogan.evaluation.pixel_metrics import MaskedPixels
-from jax_noisy_anogan.evaluation.selection import Shortlist, select_images
+from jax_noisy_anogan.evaluation.selection import ReportImage, Shortlist, select_images
 from jax_noisy_anogan.model import DiscriminatorStatistics, Model
 from jax_noisy_anogan.scoring import calibration as calibration_lib
 from jax_noisy_anogan.scoring import maps as maps_lib
@@ -42,6 +42,7 @@ from jax_noisy_anogan.training.state import load_model, networks_of
 SCORES = ["score", "anomaly", "residual", "feature", "abnormality", "discriminator", "local"]
 FIGURES = ["auroc", "average_precision", "f1_best", "f1_at_threshold", "threshold"]
 FILES = [
+    "best_and_worst.png",
     "calibration.json",
     "map_calibration.npz",
     "metrics.json",
@@ -146,6 +147,62 @@ def test_a_run_leaves_every_file_and_they_agree(finished_run):
     page = _Page()
     page.feed((folder / "report.html").read_text())
     assert page.images > 10
+
+
+def _card(level, is_abnormal, mask=None):
+    def grey(value):
+        return np.full((8, 6, 1), value, np.uint8)
+
+    return ReportImage(
+        path=f"{level}.png",
+        score=level / 100,
+        is_abnormal=is_abnormal,
+        is_flagged=True,
+        image=grey(level),
+        class_name="",
+        terms={},
+        reconstruction=grey(0),
+        heatmap=np.broadcast_to(grey(level + 1), (8, 6, 3)),
+        mask=mask,
+    )
+
+
+def test_best_and_worst_decisions_stand_above_their_heat_and_masks(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(rows, labels):
+        drawn.append((rows, labels))
+        return np.zeros((4, 4, 1), np.uint8)
+
+    monkeypatch.setattr(figures.pictures, "rows_of_images", draw)
+    mask = np.zeros((8, 6), bool)
+    mask[2, 3] = True
+    groups = {
+        "most_anomalous": [_card(90, True, mask), _card(80, False)],
+        "false_negatives": [_card(10, True), _card(20, True, mask)],
+        "false_positives": [_card(70, False)],
+        "least_anomalous": [_card(1, False)],
+    }
+    figures.write_best_and_worst(tmp_path, groups)
+    ((rows, labels),) = drawn
+    pair = ["heat", "mask"]
+    assert labels == ["found", *pair, "missed", *pair, "false alarm", "heat"]
+    shown = [[int(picture.flat[0]) for picture in row] for row in rows]
+    white = 255  # of pictures that are missing in a row
+    assert shown == [
+        [90, white],
+        [91, white],
+        [0, white],
+        [10, 20],
+        [11, 21],
+        [0, 0],
+        [70, white],
+        [71, white],
+    ]
+    np.testing.assert_array_equal(rows[5][1][..., 0] > 0, mask)
+    assert (tmp_path / "best_and_worst.png").exists()
+    figures.write_best_and_worst(tmp_path, dict.fromkeys(groups, ()))
+    assert not (tmp_path / "best_and_worst.png").exists()
 
 
 def _tear(shards):

@@ -1,16 +1,18 @@
-"""Fig. 4 and 5 of the paper with a run's test images; maps and masks where there are masks."""
+"""Fig. 4 and 5 of the paper with a run's test images, and its best and worst decisions."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from jax_noisy_anogan import pictures
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.evaluation.held_out import Seen
+from jax_noisy_anogan.evaluation.selection import ReportImage
 
 _FIGURE_5_IMAGES = 100
 # Of every image: enough for a histogram, and large images would fill the memory.
@@ -65,10 +67,7 @@ class Figures:
             for label, row in self._rows(kind, shown) if shown else ():
                 labels.append(label)
                 rows.append(row)
-        # Images that keep their shape differ in size.
-        size = np.max([image.shape[:2] for row in rows for image in row], axis=0)
-        sheet = [np.stack([pictures.on_paper(image, *size) for image in row]) for row in rows]
-        pictures.save_png(workdir / "reconstructions.png", pictures.rows_of_images(sheet, labels))
+        pictures.save_png(workdir / "reconstructions.png", _sheet(rows, labels))
         histograms = (
             np.concatenate([np.zeros(0, np.float32), *(self._differences[int(k)] for k in places)])
             for places in (self._compared[kind] for kind in KINDS)
@@ -95,9 +94,57 @@ class Figures:
         if self._dataset.has_masks and kind == "abnormal":
             source = self._dataset.source(self._dataset.resolution)
             # Any part of a pixel: small defects would vanish.
-            masks = [source.mask(seen.example)[..., None] > 0 for seen in shown]
-            rows.append(("mask", [mask.astype(np.uint8) * np.uint8(255) for mask in masks]))
+            rows.append(("mask", [_white(source.mask(seen.example) > 0) for seen in shown]))
         return rows
+
+
+def write_best_and_worst(workdir: Path, groups: Mapping[str, Sequence[ReportImage]]) -> None:
+    """Write `best_and_worst.png`; where it would be empty, remove what is there.
+
+    Defects with the highest scores, the missed ones and false alarms, the heat below each, and the
+    masks of defects.
+
+    Args:
+      groups: images by the names of `Selection`.
+    """
+    chosen = {
+        "found": [card for card in groups["most_anomalous"] if card.is_abnormal],
+        "missed": groups["false_negatives"],
+        "false alarm": groups["false_positives"],
+    }
+    rows, labels = [], []
+    for label, cards in chosen.items():
+        if cards:
+            labels += [label, "heat"]
+            rows += [[card.image for card in cards], [card.heatmap for card in cards]]
+        if any(card.mask is not None for card in cards):
+            labels.append("mask")
+            rows.append([_mask_of(card) for card in cards])
+    path = workdir / "best_and_worst.png"
+    if rows:
+        pictures.save_png(path, _sheet(rows, labels))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _mask_of(card: ReportImage) -> pictures.Picture:
+    return _white(np.zeros(card.image.shape[:2], bool) if card.mask is None else card.mask)
+
+
+def _white(mask: Bool[np.ndarray, "height width"]) -> pictures.Picture:
+    return mask[..., None].astype(np.uint8) * np.uint8(255)
+
+
+def _sheet(rows: Sequence[Sequence[pictures.Picture]], labels: Sequence[str]) -> pictures.Picture:
+    """Rows of pictures of any size and number, filled up with white."""
+    size = np.max([picture.shape[:2] for row in rows for picture in row], axis=0)
+    count = max(map(len, rows))
+    sheet = []
+    for row in rows:
+        placed = [pictures.on_paper(picture, *size) for picture in row]
+        blank = pictures.on_paper(row[0][:0, :0], *size)
+        sheet.append(np.stack(placed + [blank] * (count - len(row))))
+    return pictures.rows_of_images(sheet, labels)
 
 
 def spread(

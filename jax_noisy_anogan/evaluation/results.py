@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from jax_noisy_anogan.config import Config
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.splits import Split
-from jax_noisy_anogan.evaluation.figures import Figures
+from jax_noisy_anogan.evaluation.figures import Figures, write_best_and_worst
 from jax_noisy_anogan.evaluation.held_out import (
     PARTS,
     HeldOut,
@@ -73,7 +73,8 @@ def evaluate(
 
     Writes `calibration.json`, `map_calibration.npz`, with `score.memory` `memory.npz`,
     `metrics.json`, `scores.csv`, `report.html`, `reconstructions.png` (Fig. 4),
-    `pixel_difference.png` (Fig. 5) and, with `search.record_curve`, `curve.csv`.
+    `pixel_difference.png` (Fig. 5), `best_and_worst.png` and, with `search.record_curve`,
+    `curve.csv`.
 
     Of several processes each searches every so many-th shard; the first one does all the rest.
 
@@ -144,6 +145,7 @@ def evaluate(
         "report", total=len(measured.calibration.terms) + 3, unit="parts", show=show
     ) as line:
         shown.figures.write(workdir)
+        write_best_and_worst(workdir, shown.cards.groups())
         line.advance(1)
         report = report_of(config, dataset, split, measured, shown, results, line)
         write_report(workdir / "report.html", report)
