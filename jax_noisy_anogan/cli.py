@@ -330,16 +330,28 @@ def _keep_signals() -> None:
     before = sys.unraisablehook
 
     def hook(lost: sys.UnraisableHookArgs) -> None:
-        error = lost.exc_value
-        stops = isinstance(error, _Terminated) or getattr(error, "exit_code", 0) == _STOPPED
-        if stops or isinstance(error, KeyboardInterrupt):
-            number = signal.SIGTERM if stops else signal.SIGINT
-            # Not before the callback has returned.
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
-        else:
+        number = _signal_of(lost.exc_value)
+        if number is None:
             before(lost)
+        while number is not None:
+            try:
+                # Not before the callback has returned.
+                threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+                return
+            except BaseException as error:
+                # Of a busy machine it comes before this has returned, and would be lost here.
+                number = _signal_of(error)
+                if number is None:
+                    raise
 
     sys.unraisablehook = hook
+
+
+def _signal_of(error: BaseException | None) -> signal.Signals | None:
+    """What raised it, if it is a stop."""
+    if isinstance(error, _Terminated) or getattr(error, "exit_code", 0) == _STOPPED:
+        return signal.SIGTERM
+    return signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
 
 
 def _missing_device() -> str:
