@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -272,6 +273,18 @@ def _config_path(argv: Sequence[str]) -> str:
 
 
 def _call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
+    try:
+        _answer(main, arguments)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        # An orderly end waits for the other processes, and they wait for this one.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(UserError.exit_code)
+
+
+def _answer(main: Callable[[list[str]], None], arguments: list[str]) -> None:
     try:
         if "process_count" in flags.FLAGS:
             processes.start_processes(

@@ -127,7 +127,12 @@ def candidates(config: Config, tries: Sequence[str], minutes: float, parts: int)
                     f"--try changes {changed}, and all candidates train for a share of --minutes: "
                     "give --minutes=0"
                 )
-        listed.append(Candidate(config_lib.changed(config, changes), changes))
+        candidate = Candidate(config_lib.changed(config, changes, flag="--try"), changes)
+        if any(candidate.config == other.config for other in listed):
+            raise ConfigError(
+                f"--try {candidate.name} changes nothing: another candidate has the same settings"
+            )
+        listed.append(candidate)
     if minutes:
         each = minutes / (len(listed) * parts)
         listed = [item._replace(config=_lasting(item.config, each)) for item in listed]

@@ -975,8 +975,11 @@ def read_file(path: str) -> Any:
         raise ConfigError(f"{file} is no file that can be read") from error
 
 
-def changed(config: Config, changes: Sequence[str]) -> Config:
+def changed(config: Config, changes: Sequence[str], *, flag: str = "--set") -> Config:
     """A validated copy of `config` with `section.field=value` settings replaced.
+
+    Args:
+      flag: where the user wrote them.
 
     Raises:
       ConfigError: not of that form, an unknown setting, or a wrong value.
@@ -987,7 +990,7 @@ def changed(config: Config, changes: Sequence[str]) -> Config:
         if not equals or name not in before:
             shown = " ".join(change.split())[:200]
             raise ConfigError(
-                f"--set {shown}: expected section.field=value, as search.steps=500; "
+                f"{flag} {shown}: expected section.field=value, as search.steps=500; "
                 "`python -m jax_noisy_anogan.config` lists them"
             )
         # The flags of `train` take `true` as well as Python's own word.

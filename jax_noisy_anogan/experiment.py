@@ -160,15 +160,21 @@ def fit(
       changes: settings that differ from the config's, as in `["growth.resolution=128"]`.
 
     Raises:
-      DataError: an image or folder is missing, or too few are given.
+      DataError: an image or folder is missing, too few are given, or the run was trained on others.
       ConfigError: a change is no setting, or the run was started with other settings.
       TrainingStoppedError: on SIGTERM or SIGINT, after a checkpoint.
     """
     folder = user_path(workdir, "workdir")
-    root = gather(folder / "images", normal=normal, abnormal=abnormal, masks=masks)
+    root = gather(
+        folder / "images",
+        normal=normal,
+        abnormal=abnormal,
+        masks=masks,
+        complete=workdir_lib.has_trained(folder),
+    )
     config = config_lib.read_file(str(config_lib.packaged("folder")))
     config.data.root, config.train.minutes = str(root), minutes
-    run(config_lib.changed(config, changes), folder, progress=progress)
+    run(config_lib.changed(config, changes, flag="changes"), folder, progress=progress)
     return detector.load(folder)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: what was saved is what comes back, or the one before it, and it is said."""
 
+import errno
 import json
 import os
 import shutil
@@ -240,12 +241,20 @@ def test_a_save_that_orbax_would_skip_is_an_error(saved, tmp_path):
         checkpoints.save(_position(11), _state(11), {})
 
 
-def test_a_failing_disk_is_one_line_that_says_what_to_do(saved, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("of a library: write: Disk quota exceeded"),
+    ],
+)
+def test_a_failing_disk_is_one_line_that_says_what_to_do(saved, tmp_path, monkeypatch, error):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
 
     def no_room(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise error
 
     with Checkpoints(folder) as checkpoints:
         monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", no_room)
@@ -255,6 +264,11 @@ def test_a_failing_disk_is_one_line_that_says_what_to_do(saved, tmp_path, monkey
         assert part in str(e.value)
     assert "\n" not in str(e.value)
     _holds(_restore(folder), 12)
+    with (
+        Checkpoints(tmp_path / "new") as checkpoints,
+        pytest.raises(CheckpointError, match=r"disk is full\. None is there yet: make room"),
+    ):
+        checkpoints.save(_position(4), _state(4), {})
 
 
 def test_a_folder_is_read_by_a_path_with_dots_and_through_a_link(saved, tmp_path):

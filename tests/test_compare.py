@@ -178,10 +178,11 @@ def test_the_first_candidate_is_left_only_for_more_than_a_standard_error():
     [
         ("data.split_seed=1", "--config.data.split_seed for all of them"),
         ("", "--try is empty"),
-        ("network.no_such=1", "expected section.field=value"),
+        ("network.no_such=1", "--try network.no_such=1: expected section.field=value"),
         ("loss.gamma=7", "config.loss.gamma"),
         ("config.growth.final_images=500", "--minutes=0"),
         ('a="b', '--try a="b: No closing quotation'),
+        ("loss.gamma=0.1", "--try loss.gamma=0.1 changes nothing"),
         (None, "--try is missing: images of mnist5k"),
     ],
 )

@@ -105,6 +105,17 @@ def test_other_images_never_take_the_place_of_those_of_before(tmp_path, change):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
 
+def test_a_longer_list_takes_no_place_either_once_a_run_has_trained(tmp_path):
+    four = _photographs(4, 0)
+    gather(tmp_path / "images", normal=four[:3])
+    gather(tmp_path / "images", normal=four)  # an interrupted call goes on
+    gather(tmp_path / "images", normal=four, complete=True)
+    before = sorted(tmp_path.rglob("*.png"))
+    with pytest.raises(DataError, match="holds other images"):
+        gather(tmp_path / "images", normal=[*four, *four], complete=True)
+    assert sorted(tmp_path.rglob("*.png")) == before
+
+
 def test_images_are_never_written_into_a_folder_that_was_given(tmp_path):
     (tmp_path / "good").mkdir()
     gather(tmp_path / "images", normal=tmp_path / "good")
@@ -206,6 +217,16 @@ def test_twice_the_time_is_twice_the_images(monkeypatch, encoder):
     assert cost(80_000.0) == pytest.approx(2 * cost(40_000.0), rel=0.01)
 
 
+@pytest.mark.parametrize(("rate", "told"), [(1e3, "the fewest that are of use"), (1e13, "minutes")])
+def test_time_is_promised_only_where_it_decides(tmp_path, monkeypatch, rate, told):
+    monkeypatch.setattr(choices, "convolution_rate", lambda network, resolution: rate)
+    root = gather(tmp_path / "images", normal=_photographs(12, 0))
+    config = config_lib.read_file(config_lib.find("folder"))
+    config.data.root, config.data.cache_dir = str(root), str(tmp_path / "cache")
+    (line,) = [r for r in choices.choose(config).remarks if r.startswith("growth.final_images")]
+    assert told in line
+
+
 def test_a_detector_is_fitted_to_arrays_and_the_run_says_what_it_chose(tmp_path):
     changes = [
         f"data.cache_dir={tmp_path / 'cache'}",
@@ -232,5 +253,9 @@ def test_a_detector_is_fitted_to_arrays_and_the_run_says_what_it_chose(tmp_path)
     assert 0.001 <= run.data.pixel_std <= 1.0
     assert run.loss.gamma == 0.5
     assert (tmp_path / "run" / "report.html").exists()
+    with pytest.raises(DataError, match="holds other images"):
+        jax_noisy_anogan.fit(
+            _photographs(41, 1), _photographs(12, 2, spot=True), workdir=tmp_path / "run"
+        )
     found = detector.score(_photographs(1, 3))
     assert found[0].heat.shape == (8, 8)

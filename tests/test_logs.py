@@ -105,6 +105,31 @@ def test_a_writer_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch):
         MetricWriter(tmp_path, from_step=0, writers=["wandb"])
 
 
+def test_a_writer_that_cannot_be_opened_again_stops_nothing(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise RuntimeError("no server")
+
+    monkeypatch.setitem(writers.WRITERS, "wandb", refuse)
+    writer = MetricWriter(tmp_path, from_step=8, writers=["wandb"], required=False)
+    writer.write(9, {"d_loss": 0.5})
+    writer.close()
+    assert _steps(tmp_path) == [9]
+    assert caplog.messages == ["wandb gets nothing of this phase (RuntimeError: no server)"]
+
+
+def test_a_run_of_wandb_belongs_to_one_folder_wherever_it_lies(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setitem(sys.modules, "wandb", _Recorder(calls))
+    for folder in ("one", "one", "two"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        writers.WandB(tmp_path / folder, from_step=0)
+    ids = [named["id"] for name, _, named in calls if name == "init"]
+    assert ids[0] == ids[1] != ids[2]
+    (tmp_path / "one").rename(tmp_path / "moved")
+    writers.WandB(tmp_path / "moved", from_step=0)
+    assert [named["id"] for name, _, named in calls if name == "init"][-1] == ids[0]
+
+
 class _Recorder:
     """Stands in for a library: every call is noted, every result is this again."""
 
@@ -130,6 +155,9 @@ def test_every_writer_gets_numbers_pictures_and_an_end(tmp_path, monkeypatch):
         assert "samples" in said
         assert "no number" not in said
         assert calls[-1][0].rpartition(".")[2] in ("close", "finish")
+        # What is at the step itself is the end of the phase before, and stays.
+        if name == "tensorboard":
+            assert calls[0][2] == {"purge_step": 4}
 
 
 def test_progress_off_the_terminal_tells_rate_and_time_left_at_the_end(capsys):

@@ -1,13 +1,16 @@
 """The mapping over devices, held equal to `jax.pmap` and to one device."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from jax import lax
 
-from jax_noisy_anogan.config import LossConfig
+from jax_noisy_anogan.config import ConfigError, GrowthConfig, LossConfig
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.runtime.parallel import (
     AXIS,
@@ -19,6 +22,9 @@ from jax_noisy_anogan.runtime.parallel import (
     require_divisible,
     shard,
 )
+from jax_noisy_anogan.runtime.processes import LostProcessError
+from jax_noisy_anogan.training import loop
+from jax_noisy_anogan.training.growth import make_schedule
 from jax_noisy_anogan.training.state import init_state
 from jax_noisy_anogan.training.step import TrainStep
 
@@ -93,3 +99,42 @@ def test_a_batch_that_devices_cannot_share_is_refused_by_name():
     require_divisible(24, make_mesh(), "growth.minibatch_default")
     with pytest.raises(ValueError, match=r"growth.minibatch_default is 12, which 8 devices"):
         require_divisible(12, make_mesh(), "growth.minibatch_default")
+
+
+def test_groups_that_a_later_phase_would_tear_are_refused_before_the_first_one(tmp_path):
+    growth = GrowthConfig(start_resolution=4, resolution=8, minibatch={"4": 32, "8": 16})
+    with pytest.raises(ConfigError, match=r"each of 8 devices 2 images.*use fewer devices"):
+        loop.train(tiny.config(growth=growth), tmp_path, None, None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("RESOURCE_EXHAUSTED: 3 GiB", jax.errors.JaxRuntimeError), ("closed", LostProcessError)],
+)
+def test_no_memory_is_no_lost_process(tmp_path, monkeypatch, text, kind):
+    def fail(run):
+        raise jax.errors.JaxRuntimeError(text)
+
+    monkeypatch.setattr(loop, "Checkpoints", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(loop._Run, "finish", fail)
+    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+    growth = GrowthConfig(start_resolution=8, resolution=8, minibatch_default=32)
+    with pytest.raises(kind):
+        loop.train(tiny.config(growth=growth), tmp_path, None, None)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), jax.errors.JaxRuntimeError("full")]
+)
+def test_a_phase_is_not_lost_for_want_of_a_picture(monkeypatch, caplog, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(loop._Run, "_draw", fail)
+    (phase,) = make_schedule(tiny.config().growth).phases
+    run = loop._Run.__new__(loop._Run)
+    run._draw_samples(phase, None, None, 1)
+    (told,) = caplog.messages
+    assert told.startswith(f"no samples of {phase.name} (")
+    assert str(error) in told

@@ -17,7 +17,7 @@ import pytest
 
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan import experiment
-from jax_noisy_anogan.config import Config, GrowthConfig
+from jax_noisy_anogan.config import Config, ConfigError, GrowthConfig
 from jax_noisy_anogan.runtime import processes, workdir
 from jax_noisy_anogan.runtime.files import checksum
 from jax_noisy_anogan.training import loop
@@ -52,6 +52,15 @@ def get_config():
         search=SearchConfig(steps=2, batch_size=16),
     )
 """
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"data.foo": [1, 2]}', '{"data.channels": 1}', '{"data.channels": [0]}', "{"]
+)
+def test_damaged_choices_are_one_line(tmp_path, content):
+    (tmp_path / "choices.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"choices\.json cannot be read: put it back"):
+        workdir.read_choices(tmp_path)
 
 
 def test_every_process_trains_as_long_as_the_first_one_chose(tmp_path, monkeypatch):

@@ -21,7 +21,12 @@ _ANY_SIZE = sys.maxsize
 
 
 def gather(
-    folder: Path, *, normal: Images, abnormal: Images = (), masks: Images | None = None
+    folder: Path,
+    *,
+    normal: Images,
+    abnormal: Images = (),
+    masks: Images | None = None,
+    complete: bool = False,
 ) -> Path:
     """Arrange images below `folder` as `normal/`, `abnormal/` and `masks/`; return `folder`.
 
@@ -35,6 +40,7 @@ def gather(
       masks: where the defects of the abnormal images are: of a folder, a folder of files with the
         same names; of a list, one image for each, in their order. Files are white there, and arrays
         and images of Pillow above 0.
+      complete: whether all images must be there already, as those of a run that has trained are.
 
     Raises:
       DataError: something is missing or no image, masks do not belong to the abnormal images, or
@@ -44,9 +50,9 @@ def gather(
         raise DataError("normal holds no image: expected a folder or a list of images")
     if masks is not None:
         _check_masks(masks, abnormal)
-    _place(folder / "normal", normal)
-    _place(folder / "abnormal", abnormal)
-    _place(folder / "masks", () if masks is None else masks, are_masks=True)
+    _place(folder / "normal", normal, complete)
+    _place(folder / "abnormal", abnormal, complete)
+    _place(folder / "masks", () if masks is None else masks, complete, are_masks=True)
     return folder
 
 
@@ -63,7 +69,7 @@ def _check_masks(masks: Images, abnormal: Images) -> None:
         raise DataError(f"{len(masks)} masks of {len(abnormal)} abnormal images: expected one each")
 
 
-def _place(target: Path, images: Images, *, are_masks: bool = False) -> None:
+def _place(target: Path, images: Images, complete: bool, *, are_masks: bool = False) -> None:
     """Put images into `target`, which is a link where they are a folder."""
     if isinstance(images, str | Path):
         source = Path(images).expanduser().resolve()
@@ -71,16 +77,15 @@ def _place(target: Path, images: Images, *, are_masks: bool = False) -> None:
             raise DataError(f"{images} is no folder: expected one, or a list of images")
         _link(target, source)
         return
-    if target.is_symlink():
+    paths = [target / _name(image, number) for number, image in enumerate(images)]
+    there = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    missing = {path.name for path in paths} - there
+    if target.is_symlink() or len(there) + len(missing) > len(paths) or (complete and missing):
         raise _other_images(target)
-    if len(images):
+    if paths:
         target.mkdir(parents=True, exist_ok=True)
-    names = {
-        _place_one(target, _white(image) if are_masks else image, f"{number:06d}")
-        for number, image in enumerate(images)
-    }
-    if target.is_dir() and {path.name for path in target.iterdir()} != names:
-        raise _other_images(target)
+    for path, image in zip(paths, images, strict=True):
+        _place_one(path, _white(image) if are_masks else image)
 
 
 def _white(mask: OneImage) -> OneImage:
@@ -96,21 +101,27 @@ def _white(mask: OneImage) -> OneImage:
     return np.asarray(decoded.image.any(axis=-1))
 
 
-def _place_one(target: Path, image: OneImage, stem: str) -> str:
+def _name(image: OneImage, number: int) -> str:
+    suffix = _source(image).suffix if isinstance(image, str | Path) else ".png"
+    return f"{number:06d}{suffix}"
+
+
+def _source(image: str | Path) -> Path:
+    source = Path(image).expanduser().resolve()
+    if not source.is_file():
+        raise DataError(f"{image} is no file")
+    return source
+
+
+def _place_one(path: Path, image: OneImage) -> None:
     if isinstance(image, str | Path):
-        source = Path(image).expanduser().resolve()
-        if not source.is_file():
-            raise DataError(f"{image} is no file")
-        path = target / f"{stem}{source.suffix}"
-        _link(path, source)
-        return path.name
-    path = target / f"{stem}.png"
+        _link(path, _source(image))
+        return
     content = _png(image)
     if not path.exists():
         write_bytes(path, content)
     elif path.read_bytes() != content:
         raise _other_images(path)
-    return path.name
 
 
 def _png(image: np.ndarray | Image.Image) -> bytes:

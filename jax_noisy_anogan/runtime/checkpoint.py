@@ -14,6 +14,7 @@ import itertools
 import json
 import logging as python_logging
 import math
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,12 @@ from absl import logging
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.runtime import processes
 from jax_noisy_anogan.runtime.files import checksum
+from jax_noisy_anogan.runtime.workdir import newest_step
 
 State = TypeVar("State")
+# How an operating system, or what writes for us, says that there is no room.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAYS_FULL = re.compile("no space|quota exceeded", re.IGNORECASE)
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -238,12 +243,14 @@ class Checkpoints:
         try:
             write()
         except (OSError, ValueError, RuntimeError) as error:
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-            reason = "the disk is full" if full else str(error).splitlines()[0][:300]
+            full = getattr(error, "errno", None) in _FULL or _SAYS_FULL.search(str(error))
+            reason = "the disk is full" if full else _first_line(error, most=600)
+            # Of the disk: orbax forgets the older one before the newer one is written.
+            step = newest_step(self._folder.parent)
+            kept = f"The one of step {step} is whole" if step else "None is there yet"
             raise CheckpointError(
-                f"a checkpoint could not be written to {self._folder}: {reason}. The checkpoint "
-                f"before it (step {self.latest_step()}) is whole: make room, then run the same "
-                "command again"
+                f"a checkpoint could not be written to {self._folder}: {reason}. {kept}: make "
+                "room, then run the same command again"
             ) from error
 
 
@@ -295,9 +302,9 @@ def _read_quietly(folder: Path, template: Any) -> None:
         raise _DamagedError(f"its arrays cannot be read: {_first_line(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException, most: int = 120) -> str:
     text = str(error).strip().splitlines()
-    return text[0][:120] if text else type(error).__name__
+    return text[0][:most] if text else type(error).__name__
 
 
 def _checksum_of_json(*values: Any) -> int:

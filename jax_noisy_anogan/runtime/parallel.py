@@ -32,7 +32,7 @@ _CACHE_BYTES = 2**30
 
 
 def keep_compiled(folder: str) -> None:
-    """Keep compiled programs in `folder` between runs, small ones too; "" keeps none.
+    """Keep compiled programs in `folder` between runs, small ones too; "" changes nothing.
 
     The user names it, never a run that is only read: a compiled program is code.
     """

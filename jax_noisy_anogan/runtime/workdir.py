@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_noisy_anogan import config as config_lib
+from jax_noisy_anogan import settings
 from jax_noisy_anogan.config import Config, ConfigError
 from jax_noisy_anogan.runtime.files import write_text
 
@@ -55,11 +56,15 @@ def read_choices(workdir: Path) -> dict[str, Any]:
     """Settings that the run left to its data, by name, as (asked for, chosen)."""
     path = workdir / _CHOICES
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
+        choices = json.loads(path.read_text()) if path.exists() else {}
+        known = settings.values(Config())
+        for name, (_asked, _chosen) in choices.items():
+            known[name]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} cannot be read: put it back, or use another --workdir"
         ) from error
+    return choices
 
 
 def write_choices(workdir: Path, choices: dict[str, Any]) -> None:

@@ -101,8 +101,12 @@ def choose(config: Config) -> Choices:
             for name, images in lengths.items()
         }
         remarks.append(
-            f"growth.final_images = {lengths['final_images']:,}: about {config.train.minutes:g} "
-            "minutes of training on this machine"
+            f"growth.final_images = {lengths['final_images']:,}: "
+            + (
+                "the fewest that are of use"
+                if lengths["final_images"] == _FEWEST_IMAGES
+                else f"about {config.train.minutes:g} minutes of training on this machine"
+            )
         )
     return Choices(values, remarks)
 

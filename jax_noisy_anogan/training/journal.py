@@ -29,13 +29,21 @@ class MetricWriter:
     Args:
       from_step: lines of later steps, written before a kill or a rollback, are dropped.
       writers: names of `writers.WRITERS`.
+      required: whether all of them must open.
 
     Raises:
       ConfigError: a writer cannot be opened, or its library is not installed.
     """
 
-    def __init__(self, workdir: Path, *, from_step: int, writers: Sequence[str] = ()):
-        self._writers = Writers(writers, workdir, from_step=from_step)
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        from_step: int,
+        writers: Sequence[str] = (),
+        required: bool = True,
+    ):
+        self._writers = Writers(writers, workdir, from_step=from_step, required=required)
         path = workdir / "metrics.jsonl"
         _drop_after(path, from_step)
         self._file: IO[str] = open(path, "a")  # noqa: SIM115

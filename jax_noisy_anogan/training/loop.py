@@ -48,7 +48,7 @@ from jax_noisy_anogan.training.state import (
     optimizer_of,
     state_template,
 )
-from jax_noisy_anogan.training.step import Metrics, TrainStep
+from jax_noisy_anogan.training.step import Metrics, TrainStep, require_whole_groups
 
 # Separate uses of the run's one seed.
 _INITIAL, _STEPS, _SAMPLES = 0, 1, 2
@@ -93,7 +93,7 @@ def train(
       FloatingPointError: losses or gradients stayed not finite after three returns to a checkpoint.
       TrainingStoppedError: on SIGTERM or SIGINT, after a checkpoint.
       CheckpointError: checkpoints cannot be read or written.
-      ConfigError: a minibatch does not divide over the devices.
+      ConfigError: a minibatch does not divide over the devices in whole groups.
       LostProcessError: another process of the run has ended.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
@@ -102,12 +102,16 @@ def train(
         parallel.require_divisible(
             phase.minibatch, mesh, f"config.growth.minibatch at {phase.resolution}"
         )
+        # Here, and not when the phase begins: all phases before it would be lost.
+        require_whole_groups(
+            config.loss, config.network.stddev_group, phase.minibatch // mesh.size, mesh.size
+        )
     with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
         run = _Run(config, workdir, dataset, split, mesh, schedule, checkpoints, progress)
         try:
             return run.finish()
         except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
+            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
                 raise
             raise processes.lost_process(error) from error
 
@@ -131,6 +135,7 @@ class _Run:
         self.show_progress = progress and jax.process_index() == 0
         self.key = jax.random.key(config.train.seed)
         self.monitor = collapse.Monitor()
+        self.updated = False  # since this start
 
     def finish(self) -> TrainState:
         now = self._restore(rollbacks=0)
@@ -228,6 +233,7 @@ class _Run:
                     self.workdir,
                     from_step=now.position.step,
                     writers=config.train.writers,
+                    required=not self.updated,
                 )
                 if jax.process_index() == 0
                 else Silent()
@@ -251,6 +257,7 @@ class _Run:
                 position = position._replace(
                     step=position.step + 1, images=position.images + phase.minibatch
                 )
+                self.updated = True
                 log.add(position, float(alpha), metrics)
                 ends = position.step == phase.end_step
                 if reconstruction and (ends or position.images >= due):
@@ -295,8 +302,19 @@ class _Run:
     def _draw_samples(
         self, phase: Phase, state: TrainState, writer: MetricWriter | Silent, step: int
     ) -> None:
+        """Show what G draws; a phase is not lost for want of a picture."""
         if jax.process_index() != 0:
             return
+        try:
+            self._draw(phase, state, writer, step)
+        except (OSError, jax.errors.JaxRuntimeError) as error:
+            logging.warning(
+                "no samples of %s (%s)", phase.name, next(iter(str(error).splitlines()), error)
+            )
+
+    def _draw(
+        self, phase: Phase, state: TrainState, writer: MetricWriter | Silent, step: int
+    ) -> None:
         networks = networks_of(self.config, phase)
         z = sample_latents(
             self._key(_SAMPLES),

@@ -131,7 +131,8 @@ class TrainStep:
         chex.assert_shape(real, (None, *self.networks.image_shape))
         if abnormal is not None:
             chex.assert_shape(abnormal, (None, *self.networks.image_shape))
-        self._require_whole_groups(len(real))
+        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        require_whole_groups(self.loss, self._group, len(real), devices)
         z, mix = self._draw(jax.random.fold_in(key, state.step), len(real))
         # Both networks learn from the same generated images, so G runs forward once per step.
         fake, pull_back = jax.vjp(
@@ -441,17 +442,24 @@ class TrainStep:
     def _group(self) -> int:
         return self.networks.discriminator.stddev_group
 
-    def _require_whole_groups(self, batch: int) -> None:
-        """Raise ConfigError where the update would depend on the number of devices."""
-        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
-        interval = 1 if self.loss.penalty == "none" else self.loss.penalty_interval
-        if devices > 1 and batch % (self._group * interval):
-            raise ConfigError(
-                f"config.growth.minibatch gives each of {devices} devices {batch} images: expected "
-                "a multiple of network.stddev_group x loss.penalty_interval "
-                f"({self._group} x {interval}), so a minibatch that is a multiple of "
-                f"{devices * self._group * interval}; or use fewer devices"
-            )
+
+def require_whole_groups(loss: LossConfig, group: int, batch: int, devices: int) -> None:
+    """Check that an update does not depend on the number of devices.
+
+    Args:
+      group: images of D's minibatch statistic.
+      batch: images of each device.
+
+    Raises:
+      ConfigError: a device has other than whole groups.
+    """
+    interval = 1 if loss.penalty == "none" else loss.penalty_interval
+    if devices > 1 and batch % (group * interval):
+        raise ConfigError(
+            f"config.growth.minibatch gives each of {devices} devices {batch} images: expected a "
+            f"multiple of network.stddev_group x loss.penalty_interval ({group} x {interval}), so "
+            f"a minibatch that is a multiple of {devices * group * interval}; or use fewer devices"
+        )
 
 
 def penalty_weight(loss: LossConfig) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from absl import logging
 
 from jax_noisy_anogan.config import ConfigError
 from jax_noisy_anogan.pictures import Picture
-from jax_noisy_anogan.runtime.files import digest, write_text
+from jax_noisy_anogan.runtime.files import write_text
 
 PROJECT = "jax-noisy-anogan"
 
@@ -31,11 +32,14 @@ class Writer(Protocol):
 
 
 class TensorBoard:
-    """Event files in `workdir/tensorboard`; values after `from_step` of an earlier start go."""
+    """Event files in `workdir/tensorboard`; values after `from_step` of an earlier start go.
+
+    Every phase opens its own. What is at `from_step` itself stays: the end of the phase before.
+    """
 
     def __init__(self, workdir: Path, *, from_step: int):
         library = _library("tensorboardX", "logging")
-        self._events = library.SummaryWriter(str(workdir / "tensorboard"), purge_step=from_step)
+        self._events = library.SummaryWriter(str(workdir / "tensorboard"), purge_step=from_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -56,7 +60,7 @@ class WandB:
         self._run = self._library.init(
             project=PROJECT,
             name=workdir.name,
-            id=digest(workdir.resolve()),
+            id=_kept(workdir / "wandb_run", lambda: secrets.token_hex(8)),
             dir=str(workdir),
             resume="allow",
             # Standard output and error stay the program's own.
@@ -80,15 +84,13 @@ class MLflow:
         library = _library("mlflow", "mlflow")
         self._client = library.MlflowClient()
         self._entities = library.entities
-        path = workdir / "mlflow_run"
-        if path.exists():
-            self._run = path.read_text().strip()
-            return
-        found = self._client.get_experiment_by_name(PROJECT)
-        experiment = found.experiment_id if found else self._client.create_experiment(PROJECT)
-        run = self._client.create_run(experiment, run_name=workdir.name)
-        self._run = run.info.run_id
-        write_text(path, self._run + "\n")
+
+        def create() -> str:
+            found = self._client.get_experiment_by_name(PROJECT)
+            experiment = found.experiment_id if found else self._client.create_experiment(PROJECT)
+            return self._client.create_run(experiment, run_name=workdir.name).info.run_id
+
+        self._run = _kept(workdir / "mlflow_run", create)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         now = time.time_ns() // 1_000_000
@@ -115,12 +117,15 @@ class Writers:
 
     Args:
       from_step: where training goes on.
+      required: whether one that cannot be opened ends training, as at its beginning.
 
     Raises:
       ConfigError: one cannot be opened, or its library is not installed.
     """
 
-    def __init__(self, names: Sequence[str], workdir: Path, *, from_step: int):
+    def __init__(
+        self, names: Sequence[str], workdir: Path, *, from_step: int, required: bool = True
+    ):
         self._open: dict[str, Writer] = {}
         for name in names:
             try:
@@ -128,9 +133,11 @@ class Writers:
             except ConfigError:
                 raise
             except Exception as error:  # of its library's own kinds
-                raise ConfigError(
-                    f"config.train.writers: {name} cannot be opened ({_line(error)})"
-                ) from error
+                if required:
+                    raise ConfigError(
+                        f"config.train.writers: {name} cannot be opened ({_line(error)})"
+                    ) from error
+                logging.warning("%s gets nothing of this phase (%s)", name, _line(error))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._tell(lambda writer: writer.write(step, values))
@@ -148,6 +155,15 @@ class Writers:
             except Exception as error:  # of its library's own kinds
                 logging.warning("%s gets nothing more of this phase (%s)", name, _line(error))
                 del self._open[name]
+
+
+def _kept(path: Path, create: Callable[[], str]) -> str:
+    """What a file of the run holds; where there is none yet, something new."""
+    if path.exists():
+        return path.read_text().strip()
+    name = create()
+    write_text(path, name + "\n")
+    return name
 
 
 def _line(error: Exception) -> str:
