@@ -180,7 +180,7 @@ def test_best_and_worst_decisions_stand_above_their_heat_and_masks(tmp_path, mon
     groups = {
         "most_anomalous": [_card(90, True, mask), _card(80, False)],
         "false_negatives": [_card(10, True), _card(20, True, mask)],
-        "false_positives": [_card(70, False)],
+        "false_positives": [_card(70, False, np.zeros((8, 6), bool))],
         "least_anomalous": [_card(1, False)],
     }
     figures.write_best_and_worst(tmp_path, groups)

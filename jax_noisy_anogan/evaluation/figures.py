@@ -117,7 +117,8 @@ def write_best_and_worst(workdir: Path, groups: Mapping[str, Sequence[ReportImag
         if cards:
             labels += [label, "heat"]
             rows += [[card.image for card in cards], [card.heatmap for card in cards]]
-        if any(card.mask is not None for card in cards):
+        # Drawn normal images have masks too, and nothing in them.
+        if any(card.is_abnormal and card.mask is not None for card in cards):
             labels.append("mask")
             rows.append([_mask_of(card) for card in cards])
     path = workdir / "best_and_worst.png"
