@@ -711,6 +711,56 @@ FAULTS = (
         "padded = rows + rows[-1:] * (-len(rows) % self.mesh.size)",
         "test_scoring.py -k 'every_bit'",
     ),
+    Fault(
+        "a tile's bits depend on its place in the batch",
+        "scoring/scorer.py",
+        "if size == 1 or size % _NOTHING_LEFT_OVER == 0:",
+        "if True:",
+        "test_scoring.py -k every_place",
+    ),
+    # --- The encoder that trains along -----------------------------------------------------------
+    Fault(
+        "the encoder learns as if nothing were fading",
+        "training/step.py",
+        "old.params, x, state, batch.alpha",
+        "old.params, x, state, jnp.float32(1.0)",
+        "test_train_step.py -k 'equations_give and real'",
+    ),
+    Fault(
+        "each device's encoder learns from its own images alone",
+        "training/step.py",
+        'gradient = self._mean(gradient)\n        metrics = {"e_loss"',
+        'metrics = {"e_loss"',
+        "test_train_step.py -k '1_2_and and real'",
+    ),
+    Fault(
+        "a crossfading encoder shows the new block first",
+        "networks/encoder.py",
+        "y = crossfade(old, y, alpha)",
+        "y = crossfade(y, old, alpha)",
+        "test_networks.py -k encoder_equals",
+    ),
+    Fault(
+        "groups are checked only when their phase begins",
+        "training/loop.py",
+        "phase.minibatch // mesh.size, mesh.size",
+        "phase.minibatch // mesh.size, 1",
+        "test_parallel.py -k groups_that",
+    ),
+    Fault(
+        "yardsticks of test learn from nothing of the run",
+        "evaluation/new_data.py",
+        "            run=run,\n",
+        "",
+        "test_new_data.py -k yardsticks_learn",
+    ),
+    Fault(
+        "missed defects are shown as found",
+        "evaluation/figures.py",
+        'for card in groups["most_anomalous"] if card.is_abnormal',
+        'for card in groups["most_anomalous"]',
+        "test_evaluation.py -k best_and_worst",
+    ),
 )
 
 

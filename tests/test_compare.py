@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import commands
 import numpy as np
 import pytest
 import scipy.stats
@@ -173,27 +174,34 @@ def test_the_first_candidate_is_left_only_for_more_than_a_standard_error():
     assert best(table((0.04, 0.03), (0.2, 0.3), (0.05, 0.01))) == 3
 
 
-@pytest.mark.parametrize(
-    ("tried", "message"),
-    [
-        ("data.split_seed=1", "--config.data.split_seed for all of them"),
-        ("", "--try is empty"),
-        ("network.no_such=1", "--try network.no_such=1: expected section.field=value"),
-        ("loss.gamma=7", "config.loss.gamma"),
-        ("config.growth.final_images=500", "--minutes=0"),
-        ('a="b', '--try a="b: No closing quotation'),
-        ("loss.gamma=0.1", "--try loss.gamma=0.1 changes nothing"),
-        (None, "--try is missing: images of mnist5k"),
-    ],
-)
-def test_a_candidate_that_cannot_be_compared_ends_before_anything_trains(tmp_path, tried, message):
-    command = [sys.executable, "-m", "jax_noisy_anogan", "compare", "--config", "mnist5k"]
-    command += ["--workdir", "compared", *(["--try", tried] if tried is not None else [])]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+REFUSED = [
+    ("data.split_seed=1", "--config.data.split_seed for all of them"),
+    ("", "--try is empty"),
+    ("network.no_such=1", "--try network.no_such=1: expected section.field=value"),
+    ("loss.gamma=7", "config.loss.gamma"),
+    ("config.growth.final_images=500", "--minutes=0"),
+    ('a="b', '--try a="b: No closing quotation'),
+    ("loss.gamma=0.1", "--try loss.gamma=0.1 changes nothing"),
+    (None, "--try is missing: images of mnist5k"),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """Of each of them the folder and what the command said."""
+    given = ["compare", "--config", "mnist5k", "--workdir", "compared"]
+    tries = [[] if tried is None else ["--try", tried] for tried, _ in REFUSED]
+    cases = [(tmp_path_factory.mktemp("tried"), "", [*given, *more]) for more in tries]
+    return dict(zip(REFUSED, zip(cases, commands.outcomes(cases), strict=True), strict=True))
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_a_candidate_that_cannot_be_compared_ends_before_anything_trains(refused, case):
+    (folder, *_), done = refused[case]
     assert done.returncode == 2
-    assert message in done.stderr
+    assert case[1] in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_candidates_are_named_by_what_must_be_added_to_the_command():

@@ -2,10 +2,9 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from jax_noisy_anogan import __main__ as shell
@@ -60,16 +59,6 @@ def _commands(text):
                 yield command, rest.replace('"', " ").partition("#")[0].split()
 
 
-def _flags_of(command):
-    helped = subprocess.run(
-        [sys.executable, "-m", "jax_noisy_anogan", command, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(re.findall(r"^  --(\w+): ", helped.stdout, re.M))
-
-
 def _has_setting(path):
     kind = Config
     for name in path.split("."):
@@ -83,12 +72,22 @@ def _has_setting(path):
 
 
 COMMANDS = [found for text in TEXT.values() for found in _commands(text)]
+NAMES = sorted({command for command, _ in COMMANDS})
 
 
-@pytest.mark.parametrize("command", sorted({command for command, _ in COMMANDS}))
-def test_every_flag_in_a_code_block_is_one_of_its_command(command):
+@pytest.fixture(scope="module")
+def flags_of():
+    """The flags that the help of each command lists."""
+    helped = commands.outcomes([(ROOT, "", [name, "--help"]) for name in NAMES])
+    assert {one.returncode for one in helped} == {0}
+    listed = (set(re.findall(r"^  --(\w+): ", one.stdout, re.M)) for one in helped)
+    return dict(zip(NAMES, listed, strict=True))
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_every_flag_in_a_code_block_is_one_of_its_command(command, flags_of):
     assert command in shell.COMMANDS
-    flags = _flags_of(command)
+    flags = flags_of[command]
     for name, arguments in COMMANDS:
         for argument in arguments:
             if name != command or not argument.startswith("--"):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
 
 from jax_noisy_anogan.config import SEARCH_OPTIMIZERS, SearchConfig
 from jax_noisy_anogan.latent_search import (
@@ -18,7 +17,6 @@ from jax_noisy_anogan.latent_search import (
     search_latents,
 )
 from jax_noisy_anogan.networks import build_networks
-from jax_noisy_anogan.runtime.parallel import SHARDED, make_mesh
 
 LATENT, GAMMA, LAMBDA = 16, 0.3, 0.2
 KEY = jax.random.key(2)
@@ -326,26 +324,3 @@ def test_order_padding_and_neighbours_leave_every_bit_of_a_result(networks_searc
         (strangers, np.arange(3), np.arange(3)),
     ):
         jax.tree.map(np.testing.assert_array_equal, _rows(search(other, KEY), at), _rows(whole, of))
-
-
-# Programs for other batch shapes add up in another order: 6e-8 per sum, carried through ten steps.
-CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_batch_size_does_not_change_a_result(networks_search, batch):
-    search, images = networks_search
-    whole = search(images, KEY)
-    for first in (0, 8 - batch):
-        rows = slice(first, first + batch)
-        jax.tree.map(CLOSE, search(images[rows], KEY), _rows(whole, rows))
-
-
-@pytest.mark.parametrize("count", [2, 8])
-def test_a_search_spread_over_devices_equals_one_device(networks_search, count):
-    search, images = networks_search
-    sharding = NamedSharding(make_mesh(jax.devices()[:count]), SHARDED)
-    spread = search(jax.device_put(images, sharding), KEY)
-    assert len(spread.latent.sharding.device_set) == count
-    assert spread.latent.addressable_shards[0].data.shape[0] == 8 // count
-    jax.tree.map(CLOSE, spread, search(images, KEY))

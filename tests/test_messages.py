@@ -18,6 +18,9 @@ import gc, logging, os, signal, sys, threading, time, warnings
 from absl import logging as absl_logging
 from jax_noisy_anogan import cli
 
+# A shell's `&` has it ignored, and a program inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def fail():
     raise ValueError("a thread of a library")
 

@@ -419,6 +419,34 @@ def test_discriminator_equals_numpy_written_from_the_published_figures(resolutio
     np.testing.assert_allclose(judged.stddev, _stddev_numpy(features, 2), rtol=1e-9)
 
 
+def _encoder_numpy(p, x, resolution, alpha=None):
+    """The discriminator's blocks without its statistic, and the direction of a latent."""
+
+    def from_rgb(r, image):
+        return _lrelu(_conv1(p[f"from_rgb_{r}"], image, np.sqrt(2.0)))
+
+    y, r = from_rgb(resolution, x), resolution
+    while r > 4:
+        y = _lrelu(_conv3(p[f"block_{r}_conv_0"], y))
+        y = _down(_lrelu(_conv3(p[f"block_{r}_conv_1"], y)))
+        if alpha is not None and r == resolution:
+            y = alpha * y + (1 - alpha) * from_rgb(r // 2, _down(x))
+        r //= 2
+    y = _lrelu(_dense(p["block_4_dense"], y.reshape(len(y), -1), np.sqrt(2.0)))
+    z = _dense(p["latent"], y, 1.0)
+    return z / np.sqrt((z**2).mean(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize(("resolution", "alpha"), [(8, 0.3), (16, None)])
+def test_encoder_equals_numpy_with_the_blocks_of_the_discriminator(resolution, alpha):
+    x = _images(5, 2, resolution, resolution, 3)
+    with jax.enable_x64(True):
+        networks = _small(resolution, fading=alpha is not None, encoder=True)
+        params = _random_params(networks).encoder
+        found = networks.encode(params, x, 1.0 if alpha is None else alpha)
+    np.testing.assert_allclose(found, _encoder_numpy(params, x, resolution, alpha), rtol=1e-6)
+
+
 def test_half_precision_touches_neither_parameters_nor_outputs_nor_statistics():
     networks = _small(8, dtype="bfloat16")
 

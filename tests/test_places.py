@@ -143,7 +143,9 @@ def _detector(fit):
         weights=(0.0,) * 5 + (1.0,),
         intercept=0.0,
         scale=1.0,
-        thresholds={name: Thresholds(0.5, 0.5, None, None) for name in (*names, CALIBRATED)},
+        # Maps are marked above the quantile of `local`: any other number would mark nothing.
+        thresholds={name: Thresholds(9.0, 9.0, None, None) for name in names}
+        | {"local": Thresholds(9.0, 0.5, None, None), CALIBRATED: Thresholds(0.5, 9.0, None, None)},
         rule="quantile",
         normals=20,
         abnormals=0,
@@ -345,7 +347,7 @@ def test_an_export_for_photographs_of_one_size_keeps_their_shape(tmp_path):
     np.testing.assert_allclose(found, detection.map, rtol=1e-5, atol=1e-5)
     inside = np.zeros((height, width), bool)
     inside[top : top + rows, left : left + columns] = True
-    is_found = found > ours.map_threshold
+    is_found = found > 0.5
     assert (is_found & inside).sum() > 0.5 * (is_found | inside).sum()
     squares = config_lib.changed(ours.config, ["data.fit=pad"])
     with pytest.raises(ConfigError, match="makes squares"):

@@ -114,7 +114,7 @@ def test_when_the_time_is_spent_finished_cells_are_kept(bench):
     start = time.monotonic()
     with pytest.raises(UnfinishedError) as stopped, runner.within(0.3):
         runner.compute(bench, cells)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25
     assert stopped.value.exit_code == 75
     assert [bench.kept(cell) is not None for cell in cells] == [True, False]
     runner.compute(bench, [cells[0], dataclasses.replace(cells[1], compute=lambda: {})])

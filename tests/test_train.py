@@ -132,9 +132,6 @@ def test_the_command_writes_every_result(command):
         "01_8x8_fade.png",
         "02_8x8_stable.png",
     }
-    results = json.loads((folder / "metrics.json").read_text())
-    for name in ("score", "anomaly", "residual", "feature", "abnormality", "discriminator"):
-        assert 0.0 <= results[name]["auroc"] <= 1.0
     assert "metrics.json" in output
 
 
@@ -164,13 +161,6 @@ def test_after_the_end_the_command_only_evaluates_again(command, monkeypatch):
         assert again[name]["auroc"] == pytest.approx(before[name]["auroc"])
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == checkpoints
     assert (folder / "metrics.jsonl").read_text() == curves
-
-
-def test_a_finished_run_is_a_model(command):
-    _, folder, _ = command
-    found = state_lib.load_model(folder, config_lib.load(folder))
-    assert found.networks.resolution == 8
-    assert float(found.statistics.weight) > 0
 
 
 @pytest.fixture(scope="module")

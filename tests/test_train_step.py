@@ -7,6 +7,7 @@ kink of leaky ReLU, that image's share of the gradient jumps: one of the 512 pix
 summed over at 4 x 4. `assert_same_update` therefore allows 1e-3 of the largest change per update.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from jax_noisy_anogan.config import LossConfig, OptimConfig
+from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.data.synthetic import draw_surface
 from jax_noisy_anogan.networks import Networks, build_networks
 from jax_noisy_anogan.networks.pixels import PixelScale, to_byte_images, to_float_images
@@ -38,9 +39,13 @@ BATCH, GROUP, RESOLUTION = 32, 2, 8
 RATE, DECAY = 0.5, 0.8
 SGD = optax.sgd(RATE)
 KEY = jax.random.key(11)
+# What an encoder learns. D does not yet have the resolution of this f(x).
+SEARCH = SearchConfig(
+    feature_weight=0.2, feature_resolution=16, feature_scale=3.0, reduction="mean"
+)
 
 
-def _networks(resolution=RESOLUTION, fading=True, group=GROUP):
+def _networks(resolution=RESOLUTION, fading=True, group=GROUP, encoder=False):
     return build_networks(
         resolution=resolution,
         fading=fading,
@@ -49,16 +54,17 @@ def _networks(resolution=RESOLUTION, fading=True, group=GROUP):
         fmap_max=8,
         latent_size=16,
         stddev_group=group,
+        encoder=encoder,
     )
 
 
 @functools.cache
-def _start(fading):
+def _start(fading, encoder=False):
     """A state whose biases are not zero and whose average differs from its parameters.
 
     With the biases at zero a grey pixel sits on the kink of leaky ReLU, where rounding decides.
     """
-    networks = _networks(fading=fading)
+    networks = _networks(fading=fading, encoder=encoder)
     state = jax.jit(lambda key: init_state(networks, SGD, key))(jax.random.key(1))
     rng = np.random.default_rng(5)
     params = jax.tree.map(
@@ -81,14 +87,20 @@ REAL, ABNORMAL = _bytes(0), _bytes(1) // 3
 
 def _make(networks, loss, optimizer=SGD, axis_name=None, decay=DECAY):
     return TrainStep(
-        networks, optimizer, loss=loss, prior="uniform", ema_decay=decay, axis_name=axis_name
+        networks,
+        optimizer,
+        loss=loss,
+        prior="uniform",
+        ema_decay=decay,
+        axis_name=axis_name,
+        search=SEARCH,
     )
 
 
-def _on_devices(loss, fading, count):
+def _on_devices(loss, fading, encoder, count):
     """The step over `count` devices, and a function that places its arguments."""
     mesh = make_mesh(jax.devices()[:count])
-    made = _make(_networks(fading=fading), loss, axis_name=AXIS)
+    made = _make(_networks(fading=fading, encoder=encoder), loss, axis_name=AXIS)
 
     @chex.assert_max_traces(n=1)
     def step(*arguments):
@@ -122,6 +134,7 @@ class ObservedNetworks(Networks):
 
     latents: list = field(default_factory=list, compare=False)
     images: list = field(default_factory=list, compare=False)
+    encoded: list = field(default_factory=list, compare=False)
 
     def generate(self, params, z, alpha=1.0):
         jax.debug.callback(lambda value: self.latents.append(np.asarray(value)), z)
@@ -131,9 +144,14 @@ class ObservedNetworks(Networks):
         jax.debug.callback(lambda value: self.images.append(np.asarray(value)), x)
         return super().discriminate(params, x, alpha, stddev)
 
+    def encode(self, params, x, alpha=1.0):
+        z = super().encode(params, x, alpha)
+        jax.debug.callback(lambda value: self.encoded.append(np.asarray(value)), z)
+        return z
+
 
 def _observe(networks):
-    return ObservedNetworks(networks.generator, networks.discriminator, networks.latent_size)
+    return ObservedNetworks(*(getattr(networks, f.name) for f in dataclasses.fields(Networks)))
 
 
 def _blend(images, alpha):
@@ -218,22 +236,55 @@ def _plain_update(networks, state, real, abnormal, z, alpha, loss, mix):
         s = logits(params_d, networks.generate(params, z, alpha))
         return -s.mean() if loss.objective == "wgan_gp" else -log_d(s).mean()
 
-    params_g = descend(state.params.generator, jax.grad(g_loss)(state.params.generator))
-    params = type(state.params)(params_g, params_d)
+    def drawn_again(generator, encoder, x):
+        return networks.generate(generator, networks.encode(encoder, x, alpha), alpha)
+
+    def reconstruction(params):
+        x = jnp.asarray(real)[::GROUP]
+        return jnp.abs(x - drawn_again(params, state.params.encoder, x)).mean()
+
+    def e_loss(params):  # Eq. 24 of means, through the averages
+        x = jnp.concatenate([real[::GROUP], fake[::GROUP]])
+        stddev = state.statistics.mean("stddev")
+        drawn = drawn_again(state.average.generator, params, x)
+        d_x, d_drawn = (
+            networks.discriminate(state.average.discriminator, images, alpha, stddev)
+            for images in (x, drawn)
+        )
+        f, f_drawn = (3.0 * out.features[RESOLUTION] for out in (d_x, d_drawn))
+        anogan = 0.8 * jnp.abs(x - drawn).mean() + 0.2 * jnp.abs(f - f_drawn).mean()
+        normality = 1 / (1 + jnp.exp(-d_drawn.logits))
+        return loss.gamma * anogan + (1 - loss.gamma) * (1 - normality).mean()
+
     fake = networks.generate(state.params.generator, z, alpha)
+    gradient, encoder = jax.grad(g_loss)(state.params.generator), state.params.encoder
+    if encoder is not None:
+        more = jax.grad(reconstruction)(state.params.generator)
+        gradient = jax.tree.map(lambda g, m: g + loss.reconstruction_weight * m, gradient, more)
+        encoder = descend(encoder, jax.grad(e_loss)(encoder))
+    params = type(state.params)(descend(state.params.generator, gradient), params_d, encoder)
     said = [networks.discriminate(state.params.discriminator, x, alpha) for x in (real, fake)]
     said.append(of_abnormal(state.params.discriminator))
     return params, g_loss(state.params.generator), said
 
 
-# Between them: both penalties, every image and every second group, fading and not, both losses.
+# Between them: both penalties, every image and every second group, fading and not, both losses,
+# with and without an encoder.
 CASES = {
-    "r1": (True, LossConfig(gamma=0.3, objective="equation_18", penalty="r1")),
+    "r1": (True, False, LossConfig(gamma=0.3, objective="equation_18", penalty="r1")),
     "real statistic": (
         True,
-        LossConfig(gamma=0.3, objective="equation_15", penalty="r1", abnormal_statistic="real"),
+        True,
+        LossConfig(
+            gamma=0.3,
+            objective="equation_15",
+            penalty="r1",
+            abnormal_statistic="real",
+            reconstruction_weight=20.0,
+        ),
     ),
     "lazy gp": (
+        False,
         False,
         LossConfig(
             gamma=0.4, objective="wgan_gp", penalty="gp", penalty_interval=2, drift_weight=0.02
@@ -259,17 +310,18 @@ NAMES = {
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_an_update_is_the_one_that_the_equations_give(case):
-    fading, loss = CASES[case]
+    fading, encoder, loss = CASES[case]
     alpha = 0.3
-    networks, state = _networks(fading=fading), _start(fading)
+    networks, state = _networks(fading=fading, encoder=encoder), _start(fading, encoder)
     observed = _observe(networks)
     got, metrics = jax.jit(_make(observed, loss))(
         state, REAL, ABNORMAL, jnp.float32(alpha), jax.random.key(3)
     )
     jax.effects_barrier()
 
-    z = observed.latents[0]
-    assert all(np.array_equal(z, again) for again in observed.latents)
+    found = {z.tobytes() for z in observed.encoded}
+    z, *again = (z for z in observed.latents if z.tobytes() not in found)
+    assert all(np.array_equal(z, other) for other in again)
     assert z.shape == (BATCH, 16)
     assert len({row.tobytes() for row in z}) == BATCH
     np.testing.assert_allclose((z**2).sum(1), 16.0, rtol=1e-5)
@@ -301,14 +353,18 @@ def test_an_update_is_the_one_that_the_equations_give(case):
     for name, value in expected.items():
         np.testing.assert_allclose(got.statistics.mean(name), value, rtol=1e-4, atol=1e-6)
 
-    assert set(metrics) == NAMES
+    more = {"e_loss", "e_gradient_norm", "g_reconstruction"} if encoder else set()
+    assert set(metrics) == NAMES | more
     assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
     terms = [metrics[name] for name in ("d_real", "d_fake", "d_abnormal")]
     np.testing.assert_allclose(metrics["d_loss"], sum(terms), rtol=1e-5)
     np.testing.assert_allclose(metrics["g_loss"], g_loss, rtol=1e-4)
     np.testing.assert_allclose(metrics["g_spread"], fake.std(axis=0).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["real_spread"], real.std(axis=0).mean(), rtol=1e-4)
-    for name, old, new in zip("gd", state.params[:2], params[:2], strict=True):
+    # That of G is of its own loss, without the pull of an encoder.
+    for name, old, new in zip("gde", state.params, params, strict=True):
+        if old is None or (encoder and name == "g"):
+            continue
         squares = jax.tree.map(lambda a, b: np.sum(((a - b) / RATE) ** 2), old, new)
         norm = sum(jax.tree.leaves(squares)) ** 0.5
         np.testing.assert_allclose(metrics[f"{name}_gradient_norm"], norm, rtol=1e-4)
@@ -328,8 +384,8 @@ def test_an_update_is_the_one_that_the_equations_give(case):
 ALPHAS = (0.25, 0.75)
 
 
-def _run(step, mesh, fading):
-    state = replicate(_copy(_start(fading)), mesh)
+def _run(step, mesh, start):
+    state = replicate(_copy(start), mesh)
     for alpha in ALPHAS:
         given = state
         state, metrics = step(
@@ -343,24 +399,24 @@ def _run(step, mesh, fading):
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_1_2_and_8_devices_give_the_same_updates_with_one_compilation_and_donated_buffers(case):
-    fading, loss = CASES[case]
-    results = {}
+    fading, encoder, loss = CASES[case]
+    start, results = _start(fading, encoder), {}
     for count in (1, 2, 8):
         chex.clear_trace_counter()
-        step, mesh = _on_devices(loss, fading, count)
-        results[count] = _run(step, mesh, fading)
+        step, mesh = _on_devices(loss, fading, encoder, count)
+        results[count] = _run(step, mesh, start)
         # Two alphas and two steps went through one program.
         assert step._cache_size() == 1
     want, want_metrics = results[1]
     changed = jax.tree.map(
         lambda a, b: np.abs(a - b).max(),
         want.params,
-        jax.tree.map(np.asarray, _start(fading).params),
+        jax.tree.map(np.asarray, start.params),
     )
     assert min(jax.tree.leaves(changed.discriminator)) > 0
     for count in (2, 8):
         got, metrics = results[count]
-        assert_same_update(_start(fading), got, want, tolerance=1e-3 * len(ALPHAS))
+        assert_same_update(start, got, want, tolerance=1e-3 * len(ALPHAS))
         for name, value in metrics.items():
             np.testing.assert_allclose(
                 value, want_metrics[name], rtol=1e-3, atol=1e-4, err_msg=name
