@@ -34,6 +34,7 @@ from jax_noisy_anogan.networks.pixels import ByteImages, to_byte_images
 from jax_noisy_anogan.runtime import parallel, processes
 from jax_noisy_anogan.runtime.checkpoint import Checkpoints, Position
 from jax_noisy_anogan.runtime.progress import ProgressLine
+from jax_noisy_anogan.runtime.workdir import newest_step
 from jax_noisy_anogan.training import collapse
 from jax_noisy_anogan.training.estimate import Forecast
 from jax_noisy_anogan.training.growth import Phase, Schedule, make_schedule
@@ -103,9 +104,10 @@ def train(
             phase.minibatch, mesh, f"config.growth.minibatch at {phase.resolution}"
         )
         # Here, and not when the phase begins: all phases before it would be lost.
-        require_whole_groups(
-            config.loss, config.network.stddev_group, phase.minibatch // mesh.size, mesh.size
-        )
+        if phase.end_step > newest_step(workdir):
+            require_whole_groups(
+                config.loss, config.network.stddev_group, phase.minibatch // mesh.size, mesh.size
+            )
     with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
         run = _Run(config, workdir, dataset, split, mesh, schedule, checkpoints, progress)
         try:
