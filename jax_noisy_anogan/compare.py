@@ -158,7 +158,9 @@ def _other_view(config: Config) -> list[str]:
     resolution = image_resolution(config.data, config.growth.resolution)
     source = open_source(config.data, resolution=resolution)
     fit = survey.measured(config.data, source, resolution=resolution).config.fit
-    return ["data.fit=stretch" if fit == "scale" else "data.fit=scale"]
+    if fit != "scale":
+        return ["data.fit=scale"]
+    return ["data.fit=stretch", "data.scale=0"] if config.data.scale else ["data.fit=stretch"]
 
 
 def _lasting(config: Config, minutes: float) -> Config:

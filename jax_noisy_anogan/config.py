@@ -149,7 +149,7 @@ class DataConfig:
         "how an image becomes square: stretched, its centre cropped, or padded with zeros; with "
         "`scale` it keeps its shape, at the scale of `scale`, and is worked on in tiles of the "
         "model's size; `auto` takes `scale` for an image folder whose images are far from square, "
-        "and `stretch` otherwise",
+        "or where `scale` is given, and `stretch` otherwise",
         choices=FITS,
     )
     scale: float = setting(
@@ -726,6 +726,8 @@ def _check_data(data: DataConfig) -> None:
             )
     if data.table and (data.normal_dirs or data.abnormal_dirs):
         refuse("data.table", data.table, '"" with data.normal_dirs or data.abnormal_dirs')
+    if data.scale and data.fit not in ("scale", "auto"):
+        refuse("data.scale", data.scale, f"0 with data.fit={data.fit}, which makes squares")
     if data.fit == "scale" and data.name != "image_folder":
         refuse("data.fit", data.fit, f"stretch, crop or pad with {data.name}")
     if data.fit in ("scale", "auto") and data.tile_image_resolution:

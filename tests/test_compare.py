@@ -222,6 +222,25 @@ for candidate in compare.candidates(Config(), tries, 0.0, 2):
     assert second == [given[0], "500", "growth.final_images=500"]
 
 
+@pytest.mark.parametrize(
+    ("given", "whole"), [("0", "data.fit=stretch"), ("2", "data.fit=stretch data.scale=0")]
+)
+def test_whole_photographs_have_no_scale(tmp_path, given, whole):
+    (tmp_path / "normal").mkdir()
+    Image.new("L", (60, 20)).save(tmp_path / "normal" / "0.png")
+    program = """
+import sys
+from jax_noisy_anogan import compare
+from jax_noisy_anogan.config import Config, DataConfig
+
+root, scale = sys.argv[1:]
+data = DataConfig(name="image_folder", root=root, fit="scale", scale=float(scale))
+data.cache_dir = root + "/cache"
+print(compare.candidates(Config(data=data), (), 0.0, 2)[1].name)
+"""
+    assert _python(program, str(tmp_path), given) == whole + "\n"
+
+
 def _python(program, *arguments):
     # Flags of a command are defined once per process.
     command = [sys.executable, "-c", program, *arguments]

@@ -201,6 +201,18 @@ def test_best_and_worst_decisions_stand_above_their_heat_and_masks(tmp_path, mon
     ]
     np.testing.assert_array_equal(rows[5][1][..., 0] > 0, mask)
     assert (tmp_path / "best_and_worst.png").exists()
+    large = dataclasses.replace(
+        groups["most_anomalous"][0],
+        image=np.kron(np.array([[10, 90]], np.uint8), np.ones((700, 600), np.uint8))[..., None],
+        heatmap=np.zeros((700, 1200, 3), np.uint8),
+        mask=None,
+    )
+    figures.write_best_and_worst(tmp_path, dict.fromkeys(groups, ()) | {"most_anomalous": [large]})
+    picture, heat = (row[0] for row in drawn[1][0])
+    assert picture.shape == (234, 400, 1)
+    assert heat.shape == (234, 400, 3)
+    np.testing.assert_array_equal(np.unique(picture[:, :200]), 10)
+    np.testing.assert_array_equal(np.unique(picture[:, 200:]), 90)
     figures.write_best_and_worst(tmp_path, dict.fromkeys(groups, ()))
     assert not (tmp_path / "best_and_worst.png").exists()
 

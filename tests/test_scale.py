@@ -94,6 +94,10 @@ def test_far_from_square_is_found_and_said(tmp_path, sizes, fit, scale):
     assert ("stretched to squares" in told) == (fit == "stretch")
     chosen = measured(found.config, open_source(config, resolution=SIDE), resolution=SIDE)
     assert "data.fit = scale, data.scale" not in " ".join(chosen.remarks)
+    # Whoever gives a scale has it.
+    given = dataclasses.replace(config, scale=3.0)
+    found = measured(given, open_source(given, resolution=SIDE), resolution=SIDE).config
+    assert (found.fit, found.scale) == ("scale", 3.0)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,14 @@ def test_a_turned_photograph_counts_as_it_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"name": "mnist5k"}, {"tile_image_resolution": 64}, {"scale": 0.01}]
+    "changes",
+    [
+        {"name": "mnist5k"},
+        {"tile_image_resolution": 64},
+        {"scale": 0.01},
+        {"fit": "stretch", "scale": 2.0},
+        {"fit": "pad", "scale": 2.0},
+    ],
 )
 def test_settings_that_contradict_are_refused(changes):
     data = DataConfig(**({"name": "image_folder", "root": "-", "fit": "scale"} | changes))

@@ -97,7 +97,8 @@ def _settled(config: DataConfig, content: Content, shapes: Shapes, resolution: i
     white = next(level for level in _WHITE_LEVELS if level >= content.highest)
     fit = config.fit
     if fit == "auto":
-        fit = "scale" if shapes.ratio > FAR_FROM_SQUARE else "stretch"
+        keeps_shape = config.scale or shapes.ratio > FAR_FROM_SQUARE
+        fit = "scale" if keeps_shape else "stretch"
     scale = config.scale
     if fit == "scale" and scale == 0:
         scale = round(max(1.0, shapes.shorter / (_TILES_ACROSS * resolution)), 2)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 
 from jax_noisy_anogan import pictures
 from jax_noisy_anogan.data.dataset import Dataset
+from jax_noisy_anogan.data.frame import shrunk
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.evaluation.held_out import Seen
 from jax_noisy_anogan.evaluation.selection import ReportImage
@@ -17,6 +18,8 @@ from jax_noisy_anogan.evaluation.selection import ReportImage
 _FIGURE_5_IMAGES = 100
 # Of every image: enough for a histogram, and large images would fill the memory.
 _FIGURE_5_PIXELS = 2**16
+# Longest side of a picture among others: of whole photographs a sheet would be hundreds of MB.
+_LONGEST_SIDE = 512
 KINDS = ("normal", "abnormal")
 
 
@@ -137,7 +140,10 @@ def _white(mask: Bool[np.ndarray, "height width"]) -> pictures.Picture:
 
 
 def _sheet(rows: Sequence[Sequence[pictures.Picture]], labels: Sequence[str]) -> pictures.Picture:
-    """Rows of pictures of any size and number, filled up with white."""
+    """Rows of pictures of any size and number, filled up with white; large ones are shrunk."""
+    longest = max(max(picture.shape[:2]) for row in rows for picture in row)
+    factor = -(-longest // _LONGEST_SIDE)
+    rows = [[shrunk(picture, factor) for picture in row] for row in rows]
     size = np.max([picture.shape[:2] for row in rows for picture in row], axis=0)
     count = max(map(len, rows))
     sheet = []
