@@ -94,7 +94,7 @@ def print_results(results: dict[str, Any]) -> None:
     from rich.table import Column, Table
 
     # Here, because `score` needs none of it.
-    from jax_noisy_anogan.evaluation.operating import HEADS, Found, OperatingPoint
+    from jax_noisy_anogan.evaluation.operating import HEADS, Found, OperatingPoint, SetBy
     from jax_noisy_anogan.evaluation.yardsticks import known_figures
 
     if not results:
@@ -152,6 +152,8 @@ def print_results(results: dict[str, Any]) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if alone := about.get("threshold_set_by"):
+        console.print(str(SetBy(**alone)), markup=False, soft_wrap=True, highlight=False)
     alarms = Found(**about["test_false_alarms"])
     if alarms.images:
         console.print(f"of the normal test images: {alarms.rate()}", highlight=False)

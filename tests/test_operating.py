@@ -1,6 +1,8 @@
 """Operating points, and what an evaluation says where every test image is normal."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from PIL import Image
 from jax_noisy_anogan import cli, experiment
 from jax_noisy_anogan import config as config_lib
 from jax_noisy_anogan.evaluation.held_out import PARTS, Measured
-from jax_noisy_anogan.evaluation.operating import RATES, operating_points
+from jax_noisy_anogan.evaluation.operating import RATES, operating_points, set_by
 from jax_noisy_anogan.scoring import calibration as calibration_lib
+from jax_noisy_anogan.scoring import thresholds
 
 
 def _measured(normals, known):
@@ -52,6 +55,51 @@ def test_a_rate_that_too_few_images_show_names_the_number_that_it_needs(normals,
             assert point.cells()[1] == f"needs {point.needs} normals, has {normals}"
         # A single known defect took part in the fit that judges it.
         assert point.validation_abnormal.images == (known if known > 1 else 0)
+
+
+_IDS = tuple(f"{k}.png" for k in range(60))
+
+
+def _odd(scores, groups, rule="quantile", known=0):
+    """Calibrated scores of the validation normals 10.png, 11.png, ... and their split."""
+    measured, _ = _measured(len(scores), known)
+    fitted = calibration_lib.fit(
+        {"a": scores}, {"a": np.full(known, 5.0)}, rule=rule, false_positive_rate=0.05
+    )
+    calibrated = {PARTS[0]: np.asarray(scores), PARTS[1]: np.zeros(known), PARTS[2]: np.zeros(0)}
+    limits = thresholds.fit_thresholds(
+        calibrated[PARTS[0]], np.full(known, 5.0), rule=rule, false_positive_rate=0.05
+    )
+    own = fitted.calibration
+    own = dataclasses.replace(own, scale=2.0, thresholds=own.thresholds | {"calibrated": limits})
+    split = SimpleNamespace(
+        ids=_IDS, groups=groups, validation_normal=np.arange(10, 10 + len(scores))
+    )
+    return measured._replace(calibrated=calibrated, calibration=own), split
+
+
+def test_a_part_that_sets_the_threshold_alone_is_named():
+    scores = np.linspace(-3.0, 0.0, 30)
+    odd = np.append(scores, [7.0, 9.0])
+    # 40.png and 41.png show one part: without both, 0.0 is the highest of 30.
+    parts = np.append(np.arange(40), np.full(20, 40))
+    found = set_by(*_odd(odd, parts), 0.05)
+    assert found[:2] == ("41.png", 2)
+    assert found.threshold == pytest.approx(0.5 * (1 - 9 / (2 + 9)))
+    assert "41.png and 1 more of the same part" in str(found)
+    # Apart, the second takes the place of the first: one scale lower, which happens.
+    assert set_by(*_odd(odd, None), 0.05) is None
+    (alone,) = [set_by(*_odd(np.append(scores, 4.0), None), 0.05)]
+    assert alone[:2] == ("40.png", 1)
+    assert "40.png sets the threshold alone" in str(alone)
+
+
+@pytest.mark.parametrize(
+    ("highest", "rule", "known"), [(3.9, "quantile", 0), (9.0, "best_f1", 3), (-1.0, "quantile", 0)]
+)
+def test_nothing_is_named_that_does_not_set_the_threshold_alone(highest, rule, known):
+    scores = np.append(np.linspace(-3.0, 0.0, 30), highest)
+    assert set_by(*_odd(scores, None, rule, known), 0.05) is None
 
 
 def test_good_images_alone_end_with_what_can_be_known_and_no_figure_that_cannot(tmp_path, capsys):

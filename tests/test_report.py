@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
 from jax_noisy_anogan.evaluation import metrics, pixel_metrics
-from jax_noisy_anogan.evaluation.operating import Found, OperatingPoint
+from jax_noisy_anogan.evaluation.operating import Found, OperatingPoint, SetBy
 from jax_noisy_anogan.evaluation.report import write_report
 from jax_noisy_anogan.evaluation.selection import Report, ReportImage, ScoreSummary, select_images
 
@@ -54,6 +54,7 @@ def _report(**changes):
             OperatingPoint(0.001, 999, 60, None, Found(0, 0), Found(0, 20), Found(0, 40)),
             OperatingPoint(0.05, 19, 60, 0.625, Found(2, 5), Found(11, 20), Found(3, 40)),
         ],
+        "set_by": None,
         "summaries": [
             ScoreSummary("anomaly", found, intervals),
             ScoreSummary("residual", found._replace(auroc=0.123456), intervals),
@@ -361,6 +362,14 @@ def test_a_browser_shows_it_without_complaint(tmp_path, width):
     blue, red = np.array([0x2F, 0x6F, 0xB5]), np.array([0xC8, 0x37, 0x4D])
     for colour in (blue, red):
         assert (np.abs(pixels - colour).max(axis=-1) < 8).sum() > 100
+
+
+def test_the_part_that_sets_the_threshold_stands_below_the_operating_points(tmp_path):
+    reader = _read(tmp_path, _report(set_by=SetBy(HOSTILE, 3, 0.125)))
+    told = reader.texts["operating"]
+    assert f"{HOSTILE} and 2 more of the same part set the threshold alone" in told
+    assert "an anomaly of 0.12;" in told
+    assert "alone" not in _read(tmp_path, _report()).texts["operating"]
 
 
 def test_what_beats_the_run_stands_above_the_title(tmp_path):

@@ -8,10 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.evaluation.held_out import PARTS, Measured
+from jax_noisy_anogan.scoring.calibration import CALIBRATED, FEWEST_NORMALS
 from jax_noisy_anogan.scoring.thresholds import decide, quantile_threshold, rate_interval
 
 RATES = (0.001, 0.01, 0.05)
+# Without a part that sets the threshold alone, it lies this much of the scale lower.
+_FAR = 2.0
 # A single known abnormal image is not left out of the fit that judges it.
 _FEWEST_ABNORMAL = 2
 
@@ -65,6 +69,28 @@ class OperatingPoint(NamedTuple):
         return [f"{self.false_alarms:.1%}", f"{self.threshold:.4g}", *map(str, found)]
 
 
+class SetBy(NamedTuple):
+    """A single part, or image, of the normal validation images that sets the threshold alone.
+
+    Attributes:
+      image: id of its photograph with the highest score.
+      photographs: how many of the part there are.
+      threshold: the anomaly that the threshold would have without them.
+    """
+
+    image: str
+    photographs: int
+    threshold: float
+
+    def __str__(self) -> str:
+        others = self.photographs - 1
+        more = f" and {others} more of the same part set" if others else " sets"
+        return (
+            f"{self.image}{more} the threshold alone: without, it would be an anomaly of "
+            f"{self.threshold:.2g}; look whether this normal validation image is normal"
+        )
+
+
 HEADS = (
     "false alarms",
     "anomaly above",
@@ -103,3 +129,30 @@ def operating_points(
             )
         )
     return points
+
+
+def set_by(measured: Measured, split: Split, false_positive_rate: float) -> SetBy | None:
+    """What sets the threshold alone: without it the quantile lies two scales of `anomaly` lower.
+
+    A defect that hides among the normal images does that, or a part unlike all others. None where
+    nothing does, or where known abnormal images set the threshold.
+
+    Args:
+      false_positive_rate: that the threshold was chosen for.
+    """
+    normal, fitted = measured.calibrated[PARTS[0]], measured.calibration
+    decides = fitted.thresholds[CALIBRATED]
+    indices = split.validation_normal
+    if len(normal) == 0 or len(normal) != len(indices) or decides.chosen != decides.quantile:
+        return None
+    highest = int(np.argmax(normal))
+    parts = np.arange(len(split.ids)) if split.groups is None else split.groups
+    same = parts[indices] == parts[indices[highest]]
+    rest = normal[~same]
+    if len(rest) < FEWEST_NORMALS:
+        return None
+    without = quantile_threshold(rest, false_positive_rate)
+    if decides.chosen - without < _FAR * fitted.scale:
+        return None
+    anomaly = float(fitted.to_anomaly(np.array(without)))
+    return SetBy(split.ids[int(indices[highest])], int(same.sum()), anomaly)

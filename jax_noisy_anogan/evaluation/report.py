@@ -100,6 +100,7 @@ def write_report(path: Path, report: Report) -> None:
         images_from="data:",
         sections=[(name, _HEADINGS[name]) for name, values in content.items() if values],
         score_name=ANOMALY,
+        set_by=report.set_by,
         threshold=short(report.threshold),
         tiles=_tiles(report),
         decisions=_decisions(report),

@@ -30,7 +30,7 @@ from jax_noisy_anogan.evaluation.held_out import (
     validate,
 )
 from jax_noisy_anogan.evaluation.metrics import image_intervals, image_metrics
-from jax_noisy_anogan.evaluation.operating import Found, operating_points
+from jax_noisy_anogan.evaluation.operating import Found, operating_points, set_by
 from jax_noisy_anogan.evaluation.pixel_metrics import MaskedPixels
 from jax_noisy_anogan.evaluation.report import write_report
 from jax_noisy_anogan.evaluation.selection import Cards, Report, ScoreSummary
@@ -133,7 +133,9 @@ def evaluate(
         )
         results["yardsticks"] = {name: found._asdict() for name, found in yardsticks.items()}
         results["notice"] = notice
+    alone = set_by(measured, split, config.score.false_positive_rate)
     results["about"] |= {
+        "threshold_set_by": None if alone is None else alone._asdict(),
         "search_steps": config.search.steps,
         "search_seconds": round(seconds, 1),
         "device": jax.devices()[0].device_kind,
@@ -340,6 +342,7 @@ def report_of(
         is_abnormal=is_abnormal,
         threshold=DECISION,
         operating_points=operating_points(measured, is_abnormal),
+        set_by=set_by(measured, split, config.score.false_positive_rate),
         summaries=summaries,
         class_names=[dataset.class_names[label] for label in dataset.labels[test.indices]],
         settings=dataclasses.asdict(config),

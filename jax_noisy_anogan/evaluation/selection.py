@@ -14,7 +14,7 @@ from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.evaluation.held_out import Seen
 from jax_noisy_anogan.evaluation.metrics import ImageIntervals, ImageMetrics
-from jax_noisy_anogan.evaluation.operating import OperatingPoint
+from jax_noisy_anogan.evaluation.operating import OperatingPoint, SetBy
 from jax_noisy_anogan.evaluation.pixel_metrics import PixelIntervals, PixelResult
 from jax_noisy_anogan.scoring.calibration import DECISION, Calibration
 from jax_noisy_anogan.scoring.thresholds import decide
@@ -84,6 +84,7 @@ class Report:
       scores, is_abnormal: of every image its anomaly, and the `threshold` above which it is
         flagged; histogram, curves and images are about them.
       operating_points: other thresholds, and what they find.
+      set_by: the part that sets the threshold alone, if any.
       summaries: metrics of every score, `anomaly` among them.
       class_names: of every image; gives the table per kind of defect.
       settings: of the run, by section and name.
@@ -101,6 +102,7 @@ class Report:
     is_abnormal: Bool[np.ndarray, " n"]
     threshold: float
     operating_points: Sequence[OperatingPoint]
+    set_by: SetBy | None
     summaries: Sequence[ScoreSummary]
     class_names: Sequence[str]
     settings: Mapping[str, Mapping[str, Any]]
