@@ -11,7 +11,7 @@ for it.
 
 Hardware: a CPU.
 Time: 10 minutes on one x86-64 core.
-Expect: AUROC 0.81 of tiles that training has not seen, pixel AUROC 0.73 (docs/surfaces.md).
+Expect: AUROC 0.79 to 0.84 of tiles that training has not seen, pixel 0.73 (docs/surfaces.md).
 
     python -m jax_noisy_anogan.train --config configs/magnetic_tile.py --config.data.root=FOLDER \
       --workdir runs/magnetic_tile
