@@ -38,6 +38,19 @@ _CACHE = tuple(
 )
 
 
+# The files that take longest, first: a worker that begins one of them at the end works alone.
+_LONGEST = (
+    *("train_step", "faults", "scoring", "multiprocess", "first_steps", "compare", "score_files"),
+    *("evaluation", "cli", "new_data", "examples", "data_images", "scale", "memory", "calibration"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files; the others keep their order."""
+    first = {f"test_{name}.py": place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs_are_shared():
     """A test that keeps programs elsewhere does so for its own file only."""

@@ -124,8 +124,10 @@ def test_the_first_of_equal_regions_is_first_and_speckle_is_bounded():
 
 def _detector(fit):
     """Its generator was never trained and draws grey: what is not grey differs from it."""
+    data = config_lib.DataConfig(name="image_folder", root="-", channels=1, fit=fit)
+    data.scale = 8.0 if fit == "scale" else 0.0
     config = tiny.config(
-        data=config_lib.DataConfig(name="image_folder", root="-", channels=1, fit=fit, scale=8.0),
+        data=data,
         growth=config_lib.GrowthConfig(start_resolution=SIDE, resolution=SIDE),
         search=config_lib.SearchConfig(steps=1, batch_size=4),
         score=config_lib.ScoreConfig(map_sigma=0.0),
@@ -349,6 +351,6 @@ def test_an_export_for_photographs_of_one_size_keeps_their_shape(tmp_path):
     inside[top : top + rows, left : left + columns] = True
     is_found = found > 0.5
     assert (is_found & inside).sum() > 0.5 * (is_found | inside).sum()
-    squares = config_lib.changed(ours.config, ["data.fit=pad"])
+    squares = config_lib.changed(ours.config, ["data.fit=pad", "data.scale=0"])
     with pytest.raises(ConfigError, match="makes squares"):
         artefact.export_model(ours._model, squares, *[None] * 2, tmp_path, photograph=(9, 9))
