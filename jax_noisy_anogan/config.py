@@ -726,8 +726,9 @@ def _check_data(data: DataConfig) -> None:
             )
     if data.table and (data.normal_dirs or data.abnormal_dirs):
         refuse("data.table", data.table, '"" with data.normal_dirs or data.abnormal_dirs')
-    if data.scale and data.fit not in ("scale", "auto"):
-        refuse("data.scale", data.scale, f"0 with data.fit={data.fit}, which makes squares")
+    if data.scale and (data.fit not in ("scale", "auto") or data.name != "image_folder"):
+        expected = f"0 with data.fit={data.fit} of {data.name}, whose images become squares"
+        refuse("data.scale", data.scale, expected)
     if data.fit == "scale" and data.name != "image_folder":
         refuse("data.fit", data.fit, f"stretch, crop or pad with {data.name}")
     if data.fit in ("scale", "auto") and data.tile_image_resolution:

@@ -89,7 +89,7 @@ def test_a_part_that_sets_the_threshold_alone_is_named():
     assert "41.png and 1 more of the same part" in str(found)
     # Apart, the second takes the place of the first: one scale lower, which happens.
     assert set_by(*_odd(odd, None), 0.05) is None
-    (alone,) = [set_by(*_odd(np.append(scores, 4.0), None), 0.05)]
+    alone = set_by(*_odd(np.append(scores, 4.0), None), 0.05)
     assert alone[:2] == ("40.png", 1)
     assert "40.png sets the threshold alone" in str(alone)
 

@@ -131,6 +131,7 @@ def test_a_turned_photograph_counts_as_it_is_seen(tmp_path):
         {"scale": 0.01},
         {"fit": "stretch", "scale": 2.0},
         {"fit": "pad", "scale": 2.0},
+        {"fit": "auto", "scale": 2.0, "name": "mnist5k"},
     ],
 )
 def test_settings_that_contradict_are_refused(changes):

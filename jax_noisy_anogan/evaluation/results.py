@@ -30,7 +30,7 @@ from jax_noisy_anogan.evaluation.held_out import (
     validate,
 )
 from jax_noisy_anogan.evaluation.metrics import image_intervals, image_metrics
-from jax_noisy_anogan.evaluation.operating import Found, operating_points, set_by
+from jax_noisy_anogan.evaluation.operating import Found, SetBy, operating_points, set_by
 from jax_noisy_anogan.evaluation.pixel_metrics import MaskedPixels
 from jax_noisy_anogan.evaluation.report import write_report
 from jax_noisy_anogan.evaluation.selection import Cards, Report, ScoreSummary
@@ -326,6 +326,7 @@ def report_of(
     empty = () if shown.pixels is None else shown.pixels.empty
     groups = shown.cards.groups()
     parts = None if split.groups is None else split.groups[test.indices]
+    alone = results["about"]["threshold_set_by"]
     summaries = []
     for name, values in scores.items():
         limit = DECISION if name == ANOMALY else calibration.thresholds[name].chosen
@@ -342,7 +343,7 @@ def report_of(
         is_abnormal=is_abnormal,
         threshold=DECISION,
         operating_points=operating_points(measured, is_abnormal),
-        set_by=set_by(measured, split, config.score.false_positive_rate),
+        set_by=None if alone is None else SetBy(**alone),
         summaries=summaries,
         class_names=[dataset.class_names[label] for label in dataset.labels[test.indices]],
         settings=dataclasses.asdict(config),
