@@ -40,8 +40,8 @@ _CACHE = tuple(
 
 # The files that take longest, first: a worker that begins one of them at the end works alone.
 _LONGEST = (
-    *("train_step", "faults", "scoring", "multiprocess", "first_steps", "compare", "score_files"),
-    *("evaluation", "cli", "new_data", "examples", "data_images", "scale", "memory", "calibration"),
+    *("first_steps", "multiprocess", "train_step", "faults", "evaluation", "scoring", "train"),
+    *("score_files", "places", "memory", "export", "remembered", "examples", "encoder"),
 )
 
 

@@ -5,9 +5,6 @@ import dataclasses
 import functools
 import math
 import os
-import subprocess
-import sys
-import textwrap
 
 import commands
 import pytest
@@ -165,7 +162,8 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
     configs = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
     (folder / "configs").symlink_to(configs)
-    return commands.outcomes([(folder, *case[:2]) for case in MISTAKES]), folder
+    said = [commands.command(name, *given, cwd=folder) for name, given, _ in MISTAKES]
+    return said, folder
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)))
@@ -180,17 +178,8 @@ def test_commands_answer_in_one_line_with_exit_code_2(answers, number):
 
 @pytest.mark.parametrize("platform", ["cuda", "foo"])
 def test_a_device_that_is_not_there_is_one_line(tmp_path, platform, finished_run):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "jax_noisy_anogan.evaluate"),
-            f"--workdir={finished_run[1]}",
-        ],
-        env=os.environ | {"JAX_PLATFORMS": platform},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        cwd=tmp_path,
-    )
+    given = f"--workdir={finished_run[1]}"
+    done = commands.command("evaluate", given, cwd=tmp_path, JAX_PLATFORMS=platform)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert f"JAX_PLATFORMS is {platform!r}, and no such device can be used" in done.stderr
@@ -217,13 +206,7 @@ HOMELESS = """
     ],
 )
 def test_a_user_without_a_home_folder_gets_one_line(tmp_path, arguments, named):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(HOMELESS), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        cwd=tmp_path,
-    )
+    done = commands.run("-c", HOMELESS, *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert f"{named}: this user has no home folder for ~" in done.stderr

@@ -1,8 +1,6 @@
 """Settings are compared inside the training part: its folds, its figures, and what is refused."""
 
 import shlex
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import commands
@@ -191,13 +189,17 @@ def refused(tmp_path_factory):
     """Of each of them the folder and what the command said."""
     given = ["compare", "--config", "mnist5k", "--workdir", "compared"]
     tries = [[] if tried is None else ["--try", tried] for tried, _ in REFUSED]
-    cases = [(tmp_path_factory.mktemp("tried"), "", [*given, *more]) for more in tries]
-    return dict(zip(REFUSED, zip(cases, commands.outcomes(cases), strict=True), strict=True))
+    folders = [tmp_path_factory.mktemp("tried") for _ in tries]
+    said = [
+        commands.command("", *given, *more, cwd=folder)
+        for more, folder in zip(tries, folders, strict=True)
+    ]
+    return dict(zip(REFUSED, zip(folders, said, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
 def test_a_candidate_that_cannot_be_compared_ends_before_anything_trains(refused, case):
-    (folder, *_), done = refused[case]
+    folder, done = refused[case]
     assert done.returncode == 2
     assert case[1] in done.stderr
     assert done.stderr.count("\n") == 1
@@ -213,9 +215,7 @@ tries = ['growth.minibatch="{\\'32\\': 8}" config.loss.gamma=0.5', "growth.final
 for candidate in compare.candidates(Config(), tries, 0.0, 2):
     print(candidate.config.loss.gamma, candidate.config.growth.final_images, candidate.name)
 """
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    given, first, second = (line.split(" ", 2) for line in done.stdout.splitlines())
+    given, first, second = (line.split(" ", 2) for line in _python(program).splitlines())
     assert given == [str(Config().loss.gamma), str(Config().growth.final_images), "as given"]
     assert first[:2] == ["0.5", given[1]]
     assert shlex.split(first[2]) == ["growth.minibatch={'32': 8}", "loss.gamma=0.5"]
@@ -243,8 +243,9 @@ print(compare.candidates(Config(data=data), (), 0.0, 2)[1].name)
 
 def _python(program, *arguments):
     # Flags of a command are defined once per process.
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = commands.run("-c", program, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_candidate_trains_as_the_command_that_takes_it_would():

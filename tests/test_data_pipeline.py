@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import zlib
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -210,14 +208,10 @@ WORKER = """
 
 def _two_processes(cache, state):
     """Run both processes at the same time, from an empty cache on: they also share its lock."""
-    command = [sys.executable, "-c", textwrap.dedent(WORKER), str(cache)]
-    running = [
-        subprocess.Popen([*command, str(p), json.dumps(state)], stdout=subprocess.PIPE, text=True)
-        for p in range(2)
-    ]
-    outputs = [process.communicate(timeout=900)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    running = [commands.start("-c", WORKER, cache, p, json.dumps(state)) for p in range(2)]
+    done = [process.outcome() for process in running]
+    assert [one.returncode for one in done] == [0, 0], done
+    return [json.loads(one.stdout.splitlines()[-1]) for one in done]
 
 
 def test_two_processes_resume_exactly_in_mid_epoch_and_equal_one_process(tmp_path):

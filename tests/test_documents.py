@@ -78,7 +78,7 @@ NAMES = sorted({command for command, _ in COMMANDS})
 @pytest.fixture(scope="module")
 def flags_of():
     """The flags that the help of each command lists."""
-    helped = commands.outcomes([(ROOT, "", [name, "--help"]) for name in NAMES])
+    helped = [commands.command("", name, "--help", cwd=ROOT) for name in NAMES]
     assert {one.returncode for one in helped} == {0}
     listed = (set(re.findall(r"^  --(\w+): ", one.stdout, re.M)) for one in helped)
     return dict(zip(NAMES, listed, strict=True))

@@ -4,11 +4,9 @@ import csv
 import dataclasses
 import html.parser
 import json
-import os
 import shutil
-import subprocess
-import sys
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -238,13 +236,8 @@ def test_lost_shards_are_searched_again_and_the_command_gives_the_same_numbers(
     for name in ("metrics.json", "scores.csv", "report.html", "calibration.json"):
         (again / name).unlink()
     _tear(shards)
-    done = subprocess.run(
-        [sys.executable, "-m", "jax_noisy_anogan.evaluate", f"--workdir={again}"],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    devices = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    done = commands.command("evaluate", f"--workdir={again}", **devices)
     assert done.returncode == 0, done.stderr
     assert "AUROC" in done.stdout
     assert (again / "scores.csv").read_bytes() == (folder / "scores.csv").read_bytes()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,10 +225,8 @@ def test_a_finished_run_is_exported_by_the_command(finished_run, tmp_path, monke
     import jax_noisy_anogan
 
     _, run = finished_run
-    command = [sys.executable, "-m", "jax_noisy_anogan.export", "--workdir", str(run)]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=True
-    )
+    done = commands.command("export", "--workdir", run, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
     assert "manifest.json" in done.stdout
     images = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 1), np.uint8)
     saved = bytearray((tmp_path / "out" / artefact.ARTEFACT).read_bytes())

@@ -3,12 +3,11 @@
 Only sizes differ: networks of 8 x 8 and one update, instead of minutes of training.
 """
 
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import tiny
@@ -59,7 +58,7 @@ def _photographs(folder, count, seed, *, spot=False):
 
 @pytest.fixture
 def desk(tmp_path):
-    """A folder with the photographs that the pages speak of, and the two programs on its path."""
+    """A folder with the photographs that the pages speak of."""
     _photographs(tmp_path / "PHOTOS/normal", 40, 0)
     _photographs(tmp_path / "PHOTOS/abnormal/spot", 16, 1, spot=True)
     _photographs(tmp_path / "NEW_PHOTOS", 3, 2)
@@ -71,24 +70,19 @@ def desk(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").symlink_to(tmp_path / "NEW_PHOTOS/0.png")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "bin").mkdir()
-    for name, module in (("python", ""), ("jax-noisy-anogan", " -m jax_noisy_anogan")):
-        program = tmp_path / "bin" / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{module} "$@"\n')
-        program.chmod(0o700)
     return tmp_path
 
 
-def _run(desk, *command):
-    environment = os.environ | {
-        "PATH": f"{desk / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONSAFEPATH": "1",
-    }
-    done = subprocess.run(
-        command, cwd=desk, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+def _run(desk, *arguments):
+    done = commands.run(*arguments, cwd=desk)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def _run_line(desk, line):
+    program, *arguments = shlex.split(line)
+    module = {"python": [], "jax-noisy-anogan": ["-m", "jax_noisy_anogan"]}[program]
+    return _run(desk, *module, *arguments)
 
 
 def _small(desk):
@@ -109,7 +103,7 @@ def test_every_command_of_the_readme_and_the_inspection_page_runs_in_its_order(d
     assert verbs == ["train", "describe", "train", "score", "test", "evaluate", "compare"]
     printed = {}
     for verb, line in zip(verbs, lines, strict=True):
-        printed[verb] = _run(desk, "sh", "-c", _at_small_size(desk, line))
+        printed[verb] = _run_line(desk, _at_small_size(desk, line))
     assert "held-out images" in printed["train"]
     assert (desk / "runs/mnist5k/report.html").exists()
     assert (desk / "runs/mine/report.html").exists()
@@ -119,13 +113,13 @@ def test_every_command_of_the_readme_and_the_inspection_page_runs_in_its_order(d
     assert "data.fit=scale" in printed["compare"]
     kept = {path: path.stat().st_mtime_ns for path in (desk / "runs/compared/runs").rglob("*.json")}
     assert len(list((desk / "runs/compared/runs").glob("*/judged.json"))) == 4
-    again = _run(desk, "sh", "-c", _at_small_size(desk, lines[verbs.index("compare")]))
+    again = _run_line(desk, _at_small_size(desk, lines[verbs.index("compare")]))
     assert again == printed["compare"]
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     # What the pages say of flags.
-    _run(desk, "sh", "-c", f"{lines[verbs.index('test')]}-again --recalibrate")
+    _run_line(desk, f"{lines[verbs.index('test')]}-again --recalibrate")
     score = f"{lines[verbs.index('score')]}-again"
-    _run(desk, "sh", "-c", f"{score} --calibration tested-again --heatmaps all --maps")
+    _run_line(desk, f"{score} --calibration tested-again --heatmaps all --maps")
     assert len(list((desk / "scored-again").rglob("*.tif*"))) == 3
 
 
@@ -134,5 +128,5 @@ def test_the_python_of_the_pages_runs(desk):
     assert program.count("minutes=10") == 1
     changes = [f"{name}={value}" for name, value in _small(desk).items()]
     program = program.replace("minutes=10", f"minutes=10, changes={changes}")
-    printed = _run(desk, sys.executable, "-c", program)
+    printed = _run(desk, "-c", program)
     assert len(re.findall(r"^(?:True|False) [01]\.\d+ ", printed, re.M)) == 2

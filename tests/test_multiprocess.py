@@ -2,13 +2,11 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
+import time
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,20 +128,14 @@ def _start_command(command, processes, devices):
             else []
         )
         started.append(
-            subprocess.Popen(
-                [sys.executable, *command, *flags],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"},
-            )
+            commands.start(*command, *flags, JAX_NUM_CPU_DEVICES=str(devices), JAX_PLATFORMS="cpu")
         )
     return started
 
 
 def _finish(processes, seconds=240):
     try:
-        return [process.communicate(timeout=seconds) for process in processes]
+        return [process.outcome(seconds) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -151,15 +143,15 @@ def _finish(processes, seconds=240):
 
 def _after_steps(process, count):
     # Gloo writes lines of its own.
-    while count and (line := process.stdout.readline()):
-        count -= line == "step\n"
+    while process.stdout().splitlines().count("step") < count and process.returncode is None:
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone") / "run"
-    _, errors = _finish(processes := _start(folder, 1, 4))[0]
-    assert processes[0].returncode == 0, errors
+    (done,) = _finish(_start(folder, 1, 4))
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -168,19 +160,18 @@ def test_two_processes_train_score_stop_and_resume_as_one(alone, tmp_path):
     # Stopped by a signal to one of them only: both stop, at the same step, with one checkpoint.
     processes = _start(folder, 2, 2, "slow")
     _after_steps(processes[1], 3)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].terminate()
     told = _finish(processes)
-    assert [process.returncode for process in processes] == [75, 75], told
-    lines = [errors.strip().splitlines()[-1] for _, errors in told]
+    assert [done.returncode for done in told] == [75, 75], told
+    lines = [done.stderr.strip().splitlines()[-1] for done in told]
     assert lines[0] == lines[1]
     assert "run the same command again" in lines[0]
     stopped = max(int(path.name) for path in (folder / "checkpoints").iterdir())
     assert 0 < stopped < 8
     assert f"stopped at step {stopped} of 8" in lines[0]
 
-    processes = _start(folder, 2, 2)
-    told = _finish(processes)
-    assert [process.returncode for process in processes] == [0, 0], told
+    told = _finish(_start(folder, 2, 2))
+    assert [done.returncode for done in told] == [0, 0], told
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
     assert steps == list(range(1, 9))  # written by one process only, and without a gap
 
@@ -207,8 +198,8 @@ def _assert_same_scores(ours, theirs, names):
 def _command(processes, module, *arguments):
     """Exit codes, outputs and errors of a command in processes of two devices each."""
     command = ["-c", COUNTED, f"jax_noisy_anogan.{module}", *map(str, arguments)]
-    told = _finish(started := _start_command(command, processes, 2))
-    return [process.returncode for process in started], *zip(*told, strict=True)
+    codes, *said = zip(*_finish(_start_command(command, processes, 2)), strict=True)
+    return list(codes), *said
 
 
 def test_two_processes_evaluate_as_one(finished_run, tmp_path):
@@ -261,9 +252,9 @@ def test_when_one_process_dies_the_other_stops_with_a_line(tmp_path, action):
         processes[1].kill()
     told = _finish(processes)
     if action == "crash":
-        assert processes[1].returncode == 2
-        assert "LookupError: a fault of the program" in told[1][1]
-    assert processes[0].returncode == 69, told
-    line = told[0][1].strip().splitlines()[-1]
+        assert told[1].returncode == 2
+        assert "LookupError: a fault of the program" in told[1].stderr
+    assert told[0].returncode == 69, told
+    line = told[0].stderr.strip().splitlines()[-1]
     assert "another process of this run has ended" in line
     assert "same command" in line

@@ -2,10 +2,9 @@
 
 import dataclasses
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
@@ -186,14 +185,8 @@ def test_a_wrong_setting_of_figure_3_is_one_line_before_anything_is_trained(tmp_
         "from jax_noisy_anogan.reproduction.ring import RingConfig\n"
         "def get_config(name=''):\n    return RingConfig(gammas=(0.5,))\n"
     )
-    command = [sys.executable, "-m", "jax_noisy_anogan.reproduce", "figure3", "--processes=1"]
-    done = subprocess.run(
-        [*command, f"--configs={tmp_path}", "--out", str(tmp_path / "out")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    given = ["figure3", "--processes=1", f"--configs={tmp_path}", "--out", tmp_path / "out"]
+    done = commands.command("reproduce", *given, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
         "reproduce: config.gammas is (0.5,): expected 1.0 among them, which the others are "

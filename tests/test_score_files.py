@@ -8,12 +8,10 @@ import random
 import re
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -414,15 +412,15 @@ def test_what_cannot_be_found_is_one_clear_line(tmp_path, images):
 
 def _command(run, images, out, *more):
     flags = [f"--workdir={run}", "--images", *map(str, images), "--out", str(out), *more]
-    return [sys.executable, "-m", "jax_noisy_anogan.score", *flags]
+    return ["-m", "jax_noisy_anogan.score", *flags]
 
 
-def _environment():
-    return os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+# Of the tests' own process.
+DEVICES = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
 
 
 def _fails(command):
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    done = commands.run(*command, **DEVICES)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr
@@ -431,13 +429,8 @@ def _fails(command):
 def test_the_command_takes_a_list_and_answers_people_and_machines(finished_run, images, tmp_path):
     _, run = finished_run
     chosen = [images / name for name in ("grey.png", "text.png", "colour.JPG")]
-    done = subprocess.run(
-        _command(run, chosen, tmp_path / "out", "--threshold=0", "--json", "--fail-on-abnormal"),
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    flags = ["--threshold=0", "--json", "--fail-on-abnormal"]
+    done = commands.run(*_command(run, chosen, tmp_path / "out", *flags), **DEVICES)
     assert done.returncode == 3, done.stderr
     assert done.stderr == ""
     said = json.loads(done.stdout)
@@ -460,9 +453,7 @@ def test_the_command_fails_where_no_file_can_be_used_and_a_limit_can_be_raised(
 
     def score(out, *arguments):
         command = _command(run, [images / "grey.png"], tmp_path / out, *arguments)
-        return subprocess.run(
-            command, env=_environment(), capture_output=True, text=True, check=False
-        )
+        return commands.run(*command, **DEVICES)
 
     done = score("a", "--set=data.max_image_pixels=100")
     assert done.returncode == 66
@@ -498,12 +489,7 @@ def test_killed_three_times_the_command_ends_with_the_table_of_an_undisturbed_on
     (folder / "bad.png").write_text("no image")
 
     def start(out):
-        return subprocess.Popen(
-            _command(run, [folder], out, "--heatmaps=all"),
-            env=_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        return commands.start(*_command(run, [folder], out, "--heatmaps=all"), **DEVICES)
 
     assert start(tmp_path / "whole").wait() == 0
     out, rows = tmp_path / "out", tmp_path / "out" / "rows-0.jsonl"
@@ -511,10 +497,10 @@ def test_killed_three_times_the_command_ends_with_the_table_of_an_undisturbed_on
     for share in (0.1, 0.4, 0.7):
         process = start(out)
         least = share * (tmp_path / "whole" / "rows-0.jsonl").stat().st_size
-        while process.poll() is None and (not rows.exists() or rows.stat().st_size < least):
+        while process.returncode is None and (not rows.exists() or rows.stat().st_size < least):
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert not (out / "scores.csv").exists(), "the machine was too fast to be killed in time"
     assert start(out).wait() == 0

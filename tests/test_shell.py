@@ -1,8 +1,6 @@
 """`jax-noisy-anogan`: one name for all commands, help, version, configs by name."""
 
-import subprocess
-import sys
-
+import commands
 import pytest
 
 from jax_noisy_anogan import __main__ as shell
@@ -10,8 +8,7 @@ from jax_noisy_anogan import config
 
 
 def _run(*arguments, cwd):
-    command = [sys.executable, "-m", "jax_noisy_anogan", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return commands.command("", *arguments, cwd=cwd)
 
 
 def test_a_config_is_found_by_its_name_wherever_the_command_runs(tmp_path, monkeypatch):

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,23 +81,16 @@ def command(tmp_path_factory):
     root = tmp_path_factory.mktemp("command")
     file = root / "tiny.py"
     file.write_text(CONFIG.format(benchmarks=str(Path(faults.__file__).parent), cache=str(root)))
-    arguments = [sys.executable, "-m", "jax_noisy_anogan.train", f"--config={file}"]
 
-    def run(folder):
-        return subprocess.Popen(
-            [*arguments, f"--workdir={folder}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-        )
+    def start(folder):
+        given = ["-m", "jax_noisy_anogan.train", f"--config={file}", f"--workdir={folder}"]
+        return commands.start(*given, JAX_NUM_CPU_DEVICES="1")
 
     folder = root / "run"
-    with run(folder) as process:
-        output, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, errors
-    (root / "said.txt").write_text(errors)
-    return run, folder, output
+    done = start(folder).outcome()
+    assert done.returncode == 0, done.stderr
+    (root / "said.txt").write_text(done.stderr)
+    return start, folder, done.stdout
 
 
 def test_the_command_begins_with_five_lines_and_ends_with_the_next_command(command, capsys):
@@ -247,21 +239,19 @@ def _by_path(tree):
 
 @pytest.mark.slow
 def test_the_command_killed_at_random_times_ends_with_the_same_bits(command, tmp_path):
-    run, finished, _ = command
+    start, finished, _ = command
     folder, rng, kills = tmp_path / "run", random.Random(1), 0
     for _ in range(6):
-        with run(folder) as process:
-            begin = time.monotonic()
-            while process.poll() is None and not (folder / "metrics.jsonl").exists():
-                time.sleep(0.1)
-                assert time.monotonic() - begin < 300
-            time.sleep(rng.uniform(0.0, 8.0))
-            process.kill()
-            process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    with run(folder) as process:
-        _, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, errors
+        process = start(folder)
+        begin = time.monotonic()
+        while process.returncode is None and not (folder / "metrics.jsonl").exists():
+            time.sleep(0.1)
+            assert time.monotonic() - begin < 300
+        time.sleep(rng.uniform(0.0, 8.0))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    done = start(folder).outcome()
+    assert done.returncode == 0, done.stderr
     assert kills > 0
     ours, theirs = (
         state_lib.load_model(each, config_lib.load(each)) for each in (folder, finished)

@@ -398,10 +398,10 @@ def _run(step, mesh, start):
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_1_2_and_8_devices_give_the_same_updates_with_one_compilation_and_donated_buffers(case):
+def test_1_and_8_devices_give_the_same_updates_with_one_compilation_and_donated_buffers(case):
     fading, encoder, loss = CASES[case]
     start, results = _start(fading, encoder), {}
-    for count in (1, 2, 8):
+    for count in (1, 8):
         chex.clear_trace_counter()
         step, mesh = _on_devices(loss, fading, encoder, count)
         results[count] = _run(step, mesh, start)
@@ -414,13 +414,10 @@ def test_1_2_and_8_devices_give_the_same_updates_with_one_compilation_and_donate
         jax.tree.map(np.asarray, start.params),
     )
     assert min(jax.tree.leaves(changed.discriminator)) > 0
-    for count in (2, 8):
-        got, metrics = results[count]
-        assert_same_update(start, got, want, tolerance=1e-3 * len(ALPHAS))
-        for name, value in metrics.items():
-            np.testing.assert_allclose(
-                value, want_metrics[name], rtol=1e-3, atol=1e-4, err_msg=name
-            )
+    got, metrics = results[8]
+    assert_same_update(start, got, want, tolerance=1e-3 * len(ALPHAS))
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, want_metrics[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -14,9 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from jax_noisy_anogan.data.pyramid import area_average
 from jax_noisy_anogan.errors import DataError
@@ -109,6 +106,10 @@ def known_defects(
     if masks is None or not len(masks):
         raise DataError("known defects: no mask of a known abnormal training image")
     known, faulty = (_features(images, seed) for images in (normal, abnormal))
+    from sklearn.linear_model import LogisticRegression  # takes seconds to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     places = known.shape[1]
     covered = area_average(masks[..., None].astype(np.uint8) * np.uint8(255), places)[..., 0]
     # A quarter of a place; of a defect that is smaller everywhere the places that hold most of it.

@@ -10,7 +10,6 @@ import warnings
 
 import numpy as np
 from jaxtyping import Int
-from sklearn.model_selection import StratifiedGroupKFold
 
 from jax_noisy_anogan.data.dataset import Dataset
 from jax_noisy_anogan.data.splits import PARTS, Split
@@ -51,6 +50,8 @@ def _held(
     split: Split, pool: Int[np.ndarray, " n"], groups: Int[np.ndarray, " all"], count: int
 ) -> list[Int[np.ndarray, " m"]]:
     """Positions in `pool` that validate, fold by fold."""
+    from sklearn.model_selection import StratifiedGroupKFold  # takes seconds to import
+
     if count > len(np.unique(groups[pool])):
         raise DataError(
             f"{count} folds of {len(np.unique(groups[pool]))} groups of images that stay together: "

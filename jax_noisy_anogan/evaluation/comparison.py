@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from sklearn.metrics import roc_auc_score
 
 from jax_noisy_anogan.evaluation.metrics import bootstrap_samples
 from jax_noisy_anogan.scoring.calibration import ANOMALY
@@ -85,6 +84,8 @@ def _auroc(
     scores: Sequence[float] | Float[np.ndarray, " n"],
     is_abnormal: Sequence[bool] | Bool[np.ndarray, " n"],
 ) -> float:
+    from sklearn.metrics import roc_auc_score  # takes seconds to import
+
     return float(roc_auc_score(is_abnormal, scores))
 
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import optimize, special
-from sklearn import metrics as sklearn_metrics
 
 from jax_noisy_anogan.scoring.thresholds import decide
 
@@ -63,18 +62,20 @@ def image_metrics(
     Raises:
       ValueError: lengths differ, or a score is not finite.
     """
+    from sklearn import metrics  # takes seconds to import
+
     scores, is_abnormal = _check(scores, is_abnormal)
     if is_abnormal.all() or not is_abnormal.any():
         return ImageMetrics(nan, nan, nan, nan, threshold)
-    precision, recall, _ = sklearn_metrics.precision_recall_curve(is_abnormal, scores)
+    precision, recall, _ = metrics.precision_recall_curve(is_abnormal, scores)
     # Where precision and recall are both 0, F1 is 0.
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
     return ImageMetrics(
-        auroc=float(sklearn_metrics.roc_auc_score(is_abnormal, scores)),
-        average_precision=float(sklearn_metrics.average_precision_score(is_abnormal, scores)),
+        auroc=float(metrics.roc_auc_score(is_abnormal, scores)),
+        average_precision=float(metrics.average_precision_score(is_abnormal, scores)),
         f1_best=float(f1.max()),
         f1_at_threshold=float(
-            sklearn_metrics.f1_score(is_abnormal, decide(scores, threshold), zero_division=0.0)
+            metrics.f1_score(is_abnormal, decide(scores, threshold), zero_division=0.0)
         ),
         threshold=threshold,
     )
