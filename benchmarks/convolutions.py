@@ -68,7 +68,7 @@ def _gradient(numbers: int) -> Form:
     """The kernel's gradient in pieces of at most `numbers`, and channels as they are."""
 
     def run(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
-        with mock.patch.multiple(convolution, _CACHED_NUMBERS=numbers, _FEW_CHANNELS=0):
+        with mock.patch.multiple(convolution, _CACHED_NUMBERS=numbers, FEW_CHANNELS=0):
             return conv2d_kernel_gradient(x, cotangent, kernel)
 
     return run

@@ -24,8 +24,13 @@ from programs import GAMMA, program_bytes, search_program
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
 from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks
-from jax_noisy_anogan.networks.convolution import conv2d, conv2d_kernel_gradient
+from jax_noisy_anogan.networks.convolution import (
+    FEW_CHANNELS,
+    conv2d,
+    conv2d_kernel_gradient,
+)
 from jax_noisy_anogan.networks.pixels import to_float_images
+from jax_noisy_anogan.runtime.parallel import own_code_options
 from jax_noisy_anogan.training.state import ema_decay_for, init_state, make_optimizer
 from jax_noisy_anogan.training.step import TrainStep
 
@@ -103,10 +108,14 @@ def byte_images(networks: Networks, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
-def compiled(function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()):
+def compiled(
+    function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = (), own_code: bool = False
+):
     """The compiled program and what it costs."""
     start = time.perf_counter()
-    program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+    options = own_code_options() if own_code and jax.default_backend() == "cpu" else None
+    jitted = jax.jit(function, donate_argnums=donate, compiler_options=options)
+    program = jitted.lower(*args).compile()
     seconds = time.perf_counter() - start
     return program, Program(seconds, program_bytes(program) / 2**20)
 
@@ -119,7 +128,8 @@ def train_side(case: Case) -> tuple[Side, Program]:
     step = TrainStep(networks, optimizer, loss=loss, prior="uniform", ema_decay=decay)
     args = jax.device_put((real, abnormal, jnp.float32(1.0), jax.random.key(1)))
     state = init_state(networks, optimizer, jax.random.key(0))
-    program, cost = compiled(step, state, *args, donate=(0,))
+    own_code = case.fmap_max <= FEW_CHANNELS  # as training and scoring compile
+    program, cost = compiled(step, state, *args, donate=(0,), own_code=own_code)
 
     def run() -> None:
         nonlocal state
@@ -134,7 +144,8 @@ def search_side(case: Case) -> tuple[Side, Program]:
     images = to_float_images(jnp.asarray(byte_images(networks, case.batch, 1)))
     key = jax.random.key(2)
     search = SearchConfig(steps=case.steps)
-    program, cost = compiled(search_program(networks, search), params, images, key)
+    search_of = search_program(networks, search)
+    program, cost = compiled(search_of, params, images, key, own_code=True)
 
     def run() -> None:
         jax.block_until_ready(program(params, images, key))

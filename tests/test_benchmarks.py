@@ -196,7 +196,7 @@ def test_the_twin_searches_the_same(reduction):
 def test_the_kernel_gradient_does_not_depend_on_its_pieces(
     monkeypatch, cached_numbers, shape, kernel_size, few_channels
 ):
-    monkeypatch.setattr(convolution, "_FEW_CHANNELS", few_channels)
+    monkeypatch.setattr(convolution, "FEW_CHANNELS", few_channels)
     monkeypatch.setattr(convolution, "_CACHED_NUMBERS", cached_numbers)
     random = np.random.default_rng(9)
     x = random.normal(size=shape).astype(np.float32)

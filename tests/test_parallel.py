@@ -12,6 +12,7 @@ from jax import lax
 
 from jax_noisy_anogan.config import ConfigError, GrowthConfig, LossConfig
 from jax_noisy_anogan.networks import build_networks
+from jax_noisy_anogan.runtime import parallel
 from jax_noisy_anogan.runtime.parallel import (
     AXIS,
     REPLICATED,
@@ -93,6 +94,25 @@ def test_donated_arguments_are_given_away_and_others_kept():
     np.testing.assert_array_equal(add(a, b), 2.0 * np.ones(4))
     assert a.is_deleted()
     assert not b.is_deleted()
+
+
+def test_own_code_calls_no_library_and_an_xla_without_the_option_is_left_alone(monkeypatch):
+    mesh, images = make_mesh(jax.devices()[:1]), jnp.ones((8, 64, 64))
+
+    def program(**given):
+        def function(x):
+            return jnp.tanh(x @ x).sum(0)
+
+        mapped = data_parallel(function, mesh, REPLICATED, REPLICATED, **given)
+        return mapped.lower(images).compile().as_text()
+
+    assert "ynn" in program()
+    assert "ynn" not in program(own_code=True)
+    unknown = {"xla_cpu_no_such_option": ""}
+    monkeypatch.setattr(parallel, "OWN_CODE", unknown)
+    parallel.own_code_options.cache_clear()
+    assert "ynn" in program(own_code=True)
+    parallel.own_code_options.cache_clear()
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_by_name():

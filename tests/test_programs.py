@@ -70,7 +70,7 @@ def test_all_forms_of_a_convolution_give_the_same_and_each_has_a_rate():
 @pytest.fixture
 def unpacked(monkeypatch):
     """Narrow layers without the zeros that fill their wide pixels."""
-    monkeypatch.setattr(convolution, "_FEW_CHANNELS", 0)
+    monkeypatch.setattr(convolution, "FEW_CHANNELS", 0)
 
 
 @pytest.mark.usefixtures("unpacked")

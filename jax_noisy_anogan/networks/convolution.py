@@ -34,12 +34,12 @@ Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _CACHED_NUMBERS = 2**18
 _FILLED_CHANNELS = 32
-_FEW_CHANNELS = 8
+FEW_CHANNELS = 8
 
 
 def _packing(x: Images, kernel_width: int, channels: int) -> int:
     """How many neighbours in a row of `x` to take as one pixel; 1 where that would not help."""
-    if kernel_width == 1 or channels > _FEW_CHANNELS:
+    if kernel_width == 1 or channels > FEW_CHANNELS:
         return 1
     return largest_divisor(x.shape[2], _FILLED_CHANNELS // channels)
 
@@ -90,7 +90,7 @@ def conv2d_kernel_gradient(x: Images, cotangent: Images, kernel_shape: Kernel) -
         return _correlate(x, cotangent, margins).transpose(1, 2, 0, 3)
 
     def in_pieces(x: Images, cotangent: Images) -> Kernel:
-        if cotangent.shape[-1] <= _FEW_CHANNELS:
+        if cotangent.shape[-1] <= FEW_CHANNELS:
             return whole(x, cotangent)
         return _kernel_gradient_in_pieces(x, cotangent, kernel_size)
 

@@ -13,6 +13,7 @@ of 8 tiles after 100 steps (24 digits, configs/mnist5k.py:smoke), terms that nee
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -232,12 +233,13 @@ class Scorer:
         features = make_features(model.networks, config)
         every, split = parallel.REPLICATED, parallel.SHARDED
         # Each device runs the program of a single one, whatever their number: the same bits.
-        self._search = parallel.data_parallel(search, self.mesh, (every, split), split)
-        self._begin = parallel.data_parallel(
-            make_begin(model.networks, config), self.mesh, (every, split), split
+        compiled = functools.partial(
+            parallel.data_parallel, mesh=self.mesh, out_specs=split, own_code=True
         )
-        self._measure = parallel.data_parallel(measure, self.mesh, (every, split, split), split)
-        self._features = parallel.data_parallel(features, self.mesh, (every, split), split)
+        self._search = compiled(search, in_specs=(every, split))
+        self._begin = compiled(make_begin(model.networks, config), in_specs=(every, split))
+        self._measure = compiled(measure, in_specs=(every, split, split))
+        self._features = compiled(features, in_specs=(every, split))
 
     def search(self, images: Iterable[Image]) -> Iterator[Searched]:
         """z_hat of every tile of every image, image after image; Algorithm 1 of the paper.

@@ -29,7 +29,8 @@ from jax_noisy_anogan.data.splits import Split
 from jax_noisy_anogan.data.streams import TrainingStreams
 from jax_noisy_anogan.errors import UserError
 from jax_noisy_anogan.model import pixel_scale
-from jax_noisy_anogan.networks import sample_latents
+from jax_noisy_anogan.networks import channels_at, sample_latents
+from jax_noisy_anogan.networks.convolution import FEW_CHANNELS
 from jax_noisy_anogan.networks.pixels import ByteImages, to_byte_images
 from jax_noisy_anogan.runtime import parallel, processes
 from jax_noisy_anogan.runtime.checkpoint import Checkpoints, Position
@@ -372,12 +373,15 @@ def compile_step(config: Config, phase: Phase, mesh: Mesh) -> Callable[..., Any]
         return state, metrics | {"stopping": stopping}
 
     everywhere, split = parallel.REPLICATED, parallel.SHARDED
+    network = config.network
+    last = channels_at(config.growth.resolution, network.fmap_base, network.fmap_max)
     return parallel.data_parallel(
         step_and_flag,
         mesh,
         in_specs=(everywhere, split, split, everywhere, everywhere, split, split),
         out_specs=(everywhere, everywhere),
         donate_argnums=(0,),
+        own_code=last <= FEW_CHANNELS,
     )
 
 
