@@ -10,7 +10,7 @@ import pytest
 import tiny
 from jax import lax
 
-from jax_noisy_anogan.config import ConfigError, GrowthConfig, LossConfig
+from jax_noisy_anogan.config import ConfigError, GrowthConfig, LossConfig, NetworkConfig
 from jax_noisy_anogan.networks import build_networks
 from jax_noisy_anogan.runtime import parallel
 from jax_noisy_anogan.runtime.parallel import (
@@ -113,6 +113,21 @@ def test_own_code_calls_no_library_and_an_xla_without_the_option_is_left_alone(m
     parallel.own_code_options.cache_clear()
     assert "ynn" in program(own_code=True)
     parallel.own_code_options.cache_clear()
+
+
+@pytest.mark.parametrize(("fmap_base", "own"), [(32, True), (64, False)])
+def test_training_calls_no_library_where_the_last_layers_have_few_channels(
+    monkeypatch, fmap_base, own
+):
+    network = NetworkConfig(fmap_base=fmap_base, fmap_max=64, latent_size=8)
+    config = tiny.config(network=network)
+    chosen = []
+    monkeypatch.setattr(
+        parallel, "data_parallel", lambda *_, own_code, **given: chosen.append(own_code)
+    )
+    for phase in make_schedule(config.growth).phases:
+        loop.compile_step(config, phase, make_mesh())
+    assert chosen == [own]
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_by_name():

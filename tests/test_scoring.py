@@ -21,6 +21,7 @@ from jax_noisy_anogan.config import (
 )
 from jax_noisy_anogan.model import DiscriminatorStatistics, Model, normality_of
 from jax_noisy_anogan.networks import build_networks
+from jax_noisy_anogan.runtime import parallel
 from jax_noisy_anogan.runtime.parallel import make_mesh
 from jax_noisy_anogan.scoring.maps import attribution
 from jax_noisy_anogan.scoring.scorer import TERMS, Scorer, learned_term, trusted_terms
@@ -217,6 +218,15 @@ def test_order_neighbours_and_padding_leave_every_bit_of_a_score(scorer, whole, 
     _assert_close(_score(scorer, IMAGES[:1])[1], whole[1][:1], rtol=0)
     _assert_close(_score(scorer, TILED[::-1])[1][::-1], tiled[1], rtol=0)
     assert _score(scorer, []) == ([], [])
+
+
+def test_no_program_of_scoring_calls_a_library(model, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        parallel, "data_parallel", lambda *_, own_code, **given: chosen.append(own_code)
+    )
+    Scorer(model, CONFIG)
+    assert chosen == [True] * 4
 
 
 def _with_search(**changes):
