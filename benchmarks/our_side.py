@@ -23,7 +23,7 @@ from jax import monitoring
 from programs import GAMMA, program_bytes, search_program
 
 from jax_noisy_anogan.config import LossConfig, OptimConfig, SearchConfig
-from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks
+from jax_noisy_anogan.networks import NetworkParams, Networks, build_networks, channels_at
 from jax_noisy_anogan.networks.convolution import (
     FEW_CHANNELS,
     conv2d,
@@ -90,14 +90,19 @@ class Program(NamedTuple):
     megabytes: float
 
 
+def _widths(case: Case) -> tuple[int, int]:
+    """`fmap_base` and `fmap_max`: widths halve above 32 x 32 as in Table 2 of Karras et al."""
+    return case.fmap_max * 16, case.fmap_max
+
+
 def build(case: Case) -> tuple[Networks, NetworkParams]:
+    fmap_base, fmap_max = _widths(case)
     networks = build_networks(
         resolution=case.resolution,
         fading=False,
         channels=1,
-        # The widths halve above 32 x 32 as in Table 2 of Karras et al.
-        fmap_base=case.fmap_max * 16,
-        fmap_max=case.fmap_max,
+        fmap_base=fmap_base,
+        fmap_max=fmap_max,
         latent_size=LATENT,
     )
     return networks, networks.init(jax.random.key(0))
@@ -113,7 +118,7 @@ def compiled(
 ):
     """The compiled program and what it costs."""
     start = time.perf_counter()
-    options = own_code_options() if own_code and jax.default_backend() == "cpu" else None
+    options = own_code_options(jax.default_backend()) if own_code else None
     jitted = jax.jit(function, donate_argnums=donate, compiler_options=options)
     program = jitted.lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -128,7 +133,7 @@ def train_side(case: Case) -> tuple[Side, Program]:
     step = TrainStep(networks, optimizer, loss=loss, prior="uniform", ema_decay=decay)
     args = jax.device_put((real, abnormal, jnp.float32(1.0), jax.random.key(1)))
     state = init_state(networks, optimizer, jax.random.key(0))
-    own_code = case.fmap_max <= FEW_CHANNELS  # as training and scoring compile
+    own_code = channels_at(case.resolution, *_widths(case)) <= FEW_CHANNELS  # as in training
     program, cost = compiled(step, state, *args, donate=(0,), own_code=own_code)
 
     def run() -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 
 _FORKS = multiprocessing.get_context("forkserver")
-# Of modules that define no flags: a command that is run defines its own.
+# Only modules that define no flags: a command that is run defines its own.
 _IMPORTED = ("jax_noisy_anogan.experiment", "jax_noisy_anogan.scoring.files", "sklearn.pipeline")
 _FORKS.set_forkserver_preload(["commands", *_IMPORTED])
 

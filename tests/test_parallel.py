@@ -108,11 +108,11 @@ def test_own_code_calls_no_library_and_an_xla_without_the_option_is_left_alone(m
 
     assert "ynn" in program()
     assert "ynn" not in program(own_code=True)
-    unknown = {"xla_cpu_no_such_option": ""}
-    monkeypatch.setattr(parallel, "OWN_CODE", unknown)
-    parallel.own_code_options.cache_clear()
-    assert "ynn" in program(own_code=True)
-    parallel.own_code_options.cache_clear()
+    uncached = parallel.own_code_options.__wrapped__
+    assert uncached("cpu")
+    assert uncached("gpu") is None
+    monkeypatch.setattr(parallel, "OWN_CODE", {"xla_cpu_no_such_option": ""})
+    assert uncached("cpu") is None
 
 
 @pytest.mark.parametrize(("fmap_base", "own"), [(32, True), (64, False)])

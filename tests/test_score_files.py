@@ -415,7 +415,7 @@ def _command(run, images, out, *more):
     return ["-m", "jax_noisy_anogan.score", *flags]
 
 
-# Of the tests' own process.
+# The devices that the tests themselves have.
 DEVICES = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
 
 

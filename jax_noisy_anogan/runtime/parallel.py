@@ -117,20 +117,21 @@ def data_parallel(
     mapped = jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-    on_cpus = mesh.devices.flat[0].platform == "cpu"
-    options = own_code_options() if own_code and on_cpus else None
+    options = own_code_options(mesh.devices.flat[0].platform) if own_code else None
     return jax.jit(mapped, donate_argnums=donate_argnums, compiler_options=options)
 
 
 @functools.cache
-def own_code_options() -> dict[str, str] | None:
-    """Options of `jax.jit` that keep XLA for CPUs to its own code; None where it has none.
+def own_code_options(platform: str) -> dict[str, str] | None:
+    """Options of `jax.jit` that keep XLA for CPUs to its own code; None elsewhere.
 
     Otherwise it hands groups of operations to a library, YNNPACK. Images per second of one x86-64
     core without the library beside with it, jax 0.10.2 and 0.12.0.1, networks of 32 x 32: the
     search of 32 or 64 channels 1.19 to 1.21 and 1.13 to 1.17; training with 8 channels in the last
     layers 0.99 and 1.11, with 4 channels 1.00 and 1.36, but with 64 channels 0.83 and 0.89.
     """
+    if platform != "cpu":
+        return None
     try:
         jax.jit(jnp.negative, compiler_options=OWN_CODE).lower(np.float32(0.0)).compile()
     except jax.errors.JaxRuntimeError:  # another XLA
