@@ -24,10 +24,11 @@ Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 # - The kernel's gradient is a convolution whose window is the whole cotangent: 24 to 50. In pieces
 #   of at most 2^18 numbers, which a second-level cache holds, it has 27 to 84, and is never slower.
 #   Other devices have a routine of their own for it.
-# - Few channels leave a core's vector registers empty: 4 have 4. Neighbours in a row are taken as
-#   channels of one wider pixel, which costs no copy, and the kernel is written for those, mostly
-#   zeros: 13 to 17. For the kernel's gradient of few channels neither this nor pieces pay. Not
-#   chosen by device: an alternative per platform in the convolution breaks the transposition of
+# - Few outputs leave a core's vector registers empty: 4 have 4. Neighbours in a row are taken as
+#   channels of one wider pixel, and the kernel is written for those, partly zeros: 14 to 17. A
+#   stride does it, without a copy; inputs are taken together until they have 8 channels. For the
+#   kernel's gradient the inputs of wide pixels are copied: 11 to 17 instead of 9 to 11. Not chosen
+#   by device: an alternative per platform in the convolution breaks the transposition of
 #   `in_parts` (jax 0.10.2), and networks for accelerators are wider.
 # ---------------------------------------------------------------------------------------------
 
@@ -37,34 +38,40 @@ _FILLED_CHANNELS = 32
 FEW_CHANNELS = 8
 
 
-def _packing(x: Images, kernel_width: int, channels: int) -> int:
-    """How many neighbours in a row of `x` to take as one pixel; 1 where that would not help."""
+def _neighbours(width: int, kernel_width: int, channels: int) -> int:
+    """How many pixels in a row to take as one; 1 where that would not help."""
     if kernel_width == 1 or channels > FEW_CHANNELS:
         return 1
-    return largest_divisor(x.shape[2], _FILLED_CHANNELS // channels)
+    neighbours = largest_divisor(width, _FILLED_CHANNELS // channels)
+    return neighbours if neighbours >= kernel_width - 1 else 1
 
 
-def _taps(neighbours: int, kernel_width: int) -> Float[np.ndarray, "blocks inputs outputs taps"]:
-    """1 where a tap of the kernel joins a neighbour of an input block to one of the output's."""
-    margin = kernel_width // 2
-    reach = -(-margin // neighbours)
-    blocks, inputs, outputs, taps = np.ogrid[
-        -reach : reach + 1, :neighbours, :neighbours, :kernel_width
-    ]
-    return (neighbours * blocks + inputs - outputs + margin == taps).astype(np.float32)
+def _taps(
+    neighbours: int, kernel_width: int, margin: int
+) -> Float[np.ndarray, "inputs outputs taps"]:
+    """1 where a tap of the kernel joins a pixel to an output; `margin` pixels come before those."""
+    inputs, outputs, taps = np.ogrid[: neighbours + 2 * margin, :neighbours, :kernel_width]
+    return (inputs - margin == outputs + taps - kernel_width // 2).astype(np.float32)
 
 
 def _conv_same(x: Images, kernel: Kernel) -> Images:
-    kernel_h, kernel_w, inputs, outputs = kernel.shape
-    shape = (*x.shape[:3], outputs)
-    neighbours = _packing(x, kernel_w, max(inputs, outputs))
+    n, h, w, inputs = x.shape
+    kernel_h, kernel_w, _, outputs = kernel.shape
+    neighbours = _neighbours(w, kernel_w, outputs)
+    together = largest_divisor(neighbours, FEW_CHANNELS // inputs)
+    margin = -(-(kernel_w // 2) // together)
     if neighbours > 1:
-        taps = _taps(neighbours, kernel_w).astype(kernel.dtype)
-        kernel = jnp.einsum("bijt,htco->hbicjo", taps, kernel)
-        kernel = kernel.reshape(kernel_h, -1, neighbours * inputs, neighbours * outputs)
-        x = x.reshape(*shape[:2], shape[2] // neighbours, neighbours * inputs)
-    y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
-    return y.reshape(shape)
+        taps = _taps(neighbours, kernel_w, margin * together).astype(kernel.dtype)
+        kernel = jnp.einsum("ijt,htco->hicjo", taps, kernel)
+        kernel = kernel.reshape(kernel_h, -1, together * inputs, neighbours * outputs)
+    y = lax.conv_general_dilated(
+        x.reshape(n, h, w // together, together * inputs),
+        kernel,
+        (1, neighbours // together),
+        [(kernel_h // 2, kernel_h // 2), (margin, margin)],
+        dimension_numbers=_NHWC,
+    )
+    return y.reshape(n, h, w, outputs)
 
 
 def _flip(kernel: Kernel) -> Kernel:
@@ -86,28 +93,51 @@ def conv2d_kernel_gradient(x: Images, cotangent: Images, kernel_shape: Kernel) -
     kernel_size = (kernel_shape.shape[0], kernel_shape.shape[1])
 
     def whole(x: Images, cotangent: Images) -> Kernel:
-        margins = tuple(size // 2 for size in kernel_size)
-        return _correlate(x, cotangent, margins).transpose(1, 2, 0, 3)
+        return _correlate(x, cotangent, kernel_size, kernel_size[0] // 2, neighbours=1)
 
     def in_pieces(x: Images, cotangent: Images) -> Kernel:
-        if cotangent.shape[-1] <= FEW_CHANNELS:
-            return whole(x, cotangent)
         return _kernel_gradient_in_pieces(x, cotangent, kernel_size)
 
     return lax.platform_dependent(x, cotangent, cpu=in_pieces, default=whole)
 
 
 def _correlate(
-    x: Images, cotangent: Images, margins: tuple[int, ...]
-) -> Float[Array, "in_channels kernel_h kernel_w out_channels"]:
-    """The kernel's gradient: images are summed over as channels are elsewhere."""
-    return lax.conv_general_dilated(
+    x: Images, cotangent: Images, kernel_size: tuple[int, int], margin_h: int, neighbours: int
+) -> Kernel:
+    """The kernel's gradient: images are summed over as channels are elsewhere.
+
+    Args:
+      margin_h: rows of zeros above and below `x`.
+      neighbours: how many cotangents in a row to take as one pixel.
+    """
+    n, h, w, outputs = cotangent.shape
+    kernel_h, kernel_w = kernel_size
+    if neighbours > 1:
+        wide = cotangent.reshape(n, h, w // neighbours, neighbours * outputs)
+        found = _correlate(_windows(x, neighbours, kernel_w), wide, (kernel_h, 1), margin_h, 1)
+        found = found.reshape(kernel_h, -1, x.shape[-1], neighbours, outputs)
+        taps = _taps(neighbours, kernel_w, kernel_w // 2).astype(found.dtype)
+        return jnp.einsum("ijt,hicjo->htco", taps, found)
+    found = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
         cotangent.transpose(1, 2, 0, 3),
         (1, 1),
-        [(margin, margin) for margin in margins],
+        [(margin_h, margin_h), (kernel_w // 2, kernel_w // 2)],
         dimension_numbers=_NHWC,
     )
+    return found.transpose(1, 2, 0, 3)
+
+
+def _windows(x: Images, neighbours: int, kernel_w: int) -> Images:
+    """All pixels that meet some cotangents in a row, as channels of one."""
+    n, h, w, c = x.shape
+    margin = kernel_w // 2
+    padded = jnp.pad(x, ((0, 0), (0, 0), (margin, neighbours - margin), (0, 0)))
+    here, next_ = (
+        part.reshape(n, h, w // neighbours, neighbours * c)
+        for part in (padded[:, :, :w], padded[:, :, neighbours:])
+    )
+    return jnp.concatenate([here, next_[..., : 2 * margin * c]], axis=-1)
 
 
 def _kernel_gradient_in_pieces(
@@ -119,7 +149,8 @@ def _kernel_gradient_in_pieces(
     """
     n, h, w, c = x.shape
     outputs = cotangent.shape[-1]
-    margin_h, margin_w = (size // 2 for size in kernel_size)
+    margin = kernel_size[0] // 2
+    neighbours = _neighbours(w, kernel_size[1], outputs)
     images = largest_divisor(n, _CACHED_NUMBERS // (h * w * outputs))
     if images >= 2 or n * h * w * outputs <= _CACHED_NUMBERS:
         parts = n // images
@@ -127,17 +158,16 @@ def _kernel_gradient_in_pieces(
         cotangents = cotangent.reshape(parts, images, h, w, outputs)
     else:
         rows = largest_divisor(h, _CACHED_NUMBERS // (n * w * outputs))
-        padded = jnp.pad(x, ((0, 0), (margin_h, margin_h), (0, 0), (0, 0)))
-        xs = jnp.stack([padded[:, row : row + rows + 2 * margin_h] for row in range(0, h, rows)])
+        padded = jnp.pad(x, ((0, 0), (margin, margin), (0, 0), (0, 0)))
+        xs = jnp.stack([padded[:, row : row + rows + 2 * margin] for row in range(0, h, rows)])
         cotangents = cotangent.reshape(n, h // rows, rows, w, outputs).swapaxes(0, 1)
-        margin_h = 0
+        margin = 0
 
     def add(total: Kernel, piece: tuple[Images, Images]) -> tuple[Kernel, None]:
-        return total + _correlate(*piece, (margin_h, margin_w)), None
+        return total + _correlate(*piece, kernel_size, margin, neighbours), None
 
-    zero = jnp.zeros((c, *kernel_size, outputs), x.dtype)
-    total, _ = lax.scan(add, zero, (xs, cotangents))
-    return total.transpose(1, 2, 0, 3)
+    zero = jnp.zeros((*kernel_size, c, outputs), x.dtype)
+    return lax.scan(add, zero, (xs, cotangents))[0]
 
 
 def largest_divisor(number: int, limit: int) -> int:
