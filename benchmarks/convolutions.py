@@ -28,6 +28,7 @@ from rich.table import Table
 
 from jax_noisy_anogan.networks import convolution
 from jax_noisy_anogan.networks.convolution import conv2d, conv2d_kernel_gradient
+from jax_noisy_anogan.runtime.parallel import own_code_options
 
 # Images, side, channels: layers of the shipped configs, and of full width.
 CASES = (
@@ -97,9 +98,12 @@ def measure(case: tuple[int, int, int], seconds: float) -> Iterator[tuple[str, d
     x, y = (jax.random.normal(key, (n, side, side, channels)) for key in keys[:2])
     kernel = jax.random.normal(keys[2], (3, 3, channels, channels))
     work = 2 * 9 * n * side * side * channels * channels
+    # As training with so few channels is compiled.
+    options = own_code_options("cpu") if channels <= convolution.FEW_CHANNELS else None
     for question, compared, times in forms():
         compiled = {
-            name: jax.jit(form).lower(x, kernel, y).compile() for name, form in compared.items()
+            name: jax.jit(form).lower(x, kernel, y).compile(options)
+            for name, form in compared.items()
         }
         took: dict[str, list[float]] = {name: [] for name in compiled}
         end = time.process_time() + seconds

@@ -10,6 +10,7 @@ one jitted call: inside `scan` XLA's CPU compiler takes its slow path for the ke
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,13 +23,35 @@ from jaxtyping import Array, Float, Int
 
 from jax_noisy_anogan.errors import DataError
 from jax_noisy_anogan.networks.convolution import conv2d
+from jax_noisy_anogan.runtime.parallel import own_code_options
 
 Images = Float[np.ndarray, "n height width channels"]
 Scores = Float[np.ndarray, " n"]
 Batch = Float[Array, "batch height width channels"]
 State = TypeVar("State")
+Result = TypeVar("Result")
 
 _CHUNK = 256
+
+
+def jit_of_few_channels(
+    *static_argnames: str,
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """`jax.jit` of narrow networks, by `own_code_options`; JAX starts at the first call."""
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.cache
+        def compiled() -> Callable[..., Result]:
+            options = own_code_options(jax.default_backend())
+            return jax.jit(function, static_argnames=static_argnames, compiler_options=options)
+
+        @functools.wraps(function)
+        def call(*args: Any) -> Result:
+            return compiled()(*args)
+
+        return call
+
+    return decorate
 
 
 class Conv(nn.Module):

@@ -23,6 +23,7 @@ from jax_noisy_anogan.baselines.deep import (
     Scores,
     check_images,
     in_chunks,
+    jit_of_few_channels,
     keys_and_shuffler,
     max_pool,
     run_updates,
@@ -222,7 +223,7 @@ def _initial(settings: Settings, key: Array, x: Batch) -> Training:
     return Training(params, variables["batch_stats"], _autoencoder_adam(settings).init(params))
 
 
-@jax.jit(static_argnames="settings")
+@jit_of_few_channels("settings")
 def _autoencoder_step(settings: Settings, state: Training, x: Batch) -> tuple[Training, Array]:
     def loss(params):
         reconstruction, changed = Autoencoder(x.shape[-1], x.shape[1]).apply(
@@ -257,7 +258,7 @@ def _train(
     return state.params, state.statistics
 
 
-@jax.jit(static_argnames=("settings", "milestone"))
+@jit_of_few_channels("settings", "milestone")
 def _encoder_step(
     settings: Settings,
     milestone: int,
