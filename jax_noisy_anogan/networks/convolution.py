@@ -25,9 +25,9 @@ Kernel = Float[Array, "kernel_h kernel_w in_channels out_channels"]
 #   of at most 2^18 numbers, which a second-level cache holds, it has 27 to 84, and is never slower.
 #   Other devices have a routine of their own for it.
 # - Few outputs leave a core's vector registers empty: 4 have 4. Neighbours in a row are taken as
-#   channels of one wider pixel, and the kernel is written for those, partly zeros: 14 to 17. A
+#   channels of one wider pixel, and the kernel is written for those, partly zeros: 16 to 17. A
 #   stride does it, without a copy; inputs are taken together until they have 8 channels. For the
-#   kernel's gradient the inputs of wide pixels are copied: 11 to 17 instead of 9 to 11. Not chosen
+#   kernel's gradient the inputs of wide pixels are copied: 15 to 18 instead of 11. Not chosen
 #   by device: an alternative per platform in the convolution breaks the transposition of
 #   `in_parts` (jax 0.10.2), and networks for accelerators are wider.
 # ---------------------------------------------------------------------------------------------

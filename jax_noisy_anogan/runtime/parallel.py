@@ -128,7 +128,7 @@ def own_code_options(platform: str) -> dict[str, str] | None:
     Otherwise it hands groups of operations to a library, YNNPACK. Images per second of one x86-64
     core without the library beside with it, jax 0.10.2 and 0.12.0.1, networks of 32 x 32: the
     search of 32 or 64 channels 1.19 to 1.21 and 1.13 to 1.17; training with 8 channels in the last
-    layers 0.99 and 1.11, with 4 channels 1.00 and 1.36, but with 64 channels 0.83 and 0.89.
+    layers 1.00 and 1.17, with 4 channels 0.98 and 1.46, but with 64 channels 0.83 and 0.89.
     """
     if platform != "cpu":
         return None
