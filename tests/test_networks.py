@@ -272,13 +272,16 @@ def _squared_gradient(conv, argument):
 @pytest.mark.parametrize(
     ("shape", "kernel_size", "outputs"),
     [
-        ((2, 5, 7, 3), 3, 4),  # 7 neighbours in a row as one pixel, where there are few channels
+        ((2, 5, 7, 3), 3, 4),  # 7 neighbours in a row as one pixel, where there are few outputs
         ((1, 4, 4, 2), 3, 4),
         ((3, 8, 8, 1), 3, 4),
         ((1, 3, 32, 1), 5, 1),  # a whole row
-        ((2, 4, 10, 8), 5, 3),  # 2 neighbours; 10 for the kernel's gradient
+        ((2, 4, 10, 8), 5, 3),  # 10 neighbours; 2 for the input's gradient: too few for windows
+        ((2, 3, 16, 1), 3, 2),  # 16 neighbours, 8 inputs together
+        ((2, 3, 8, 12), 3, 8),  # more inputs than fill a core's registers
         ((2, 5, 11, 8), 3, 8),  # no divisor: 1
-        ((2, 5, 6, 2), 3, 9),  # too many channels
+        ((2, 5, 6, 2), 3, 9),  # too many outputs
+        ((2, 4, 5, 3), 5, 2),  # a kernel larger than the image
     ],
     ids=str,
 )

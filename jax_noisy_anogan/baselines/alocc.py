@@ -28,6 +28,7 @@ from jax_noisy_anogan.baselines.deep import (
     Scores,
     check_images,
     in_chunks,
+    jit_of_few_channels,
     keys_and_shuffler,
     run_updates,
 )
@@ -191,7 +192,7 @@ def _initial(width: int, key: PRNGKeyArray, x: Batch) -> Training:
     return Training(refiner, judge, optimizer.init(refiner), optimizer.init(judge), key)
 
 
-@jax.jit(static_argnames="width")
+@jit_of_few_channels("width")
 def _step(
     width: int, noise: float, weight: float, learning_rate: float, state: Training, x: Batch
 ) -> tuple[Training, Array]:

@@ -57,6 +57,14 @@ def _taps(
 def _conv_same(x: Images, kernel: Kernel) -> Images:
     n, h, w, inputs = x.shape
     kernel_h, kernel_w, _, outputs = kernel.shape
+    if kernel_h * kernel_w > h * w:  # XLA exchanges the two, and falls to its naive loop
+        rows, columns = (
+            _taps(side, size, margin=0).astype(kernel.dtype)
+            for side, size in ((h, kernel_h), (w, kernel_w))
+        )
+        matrix = jnp.einsum("ijp,klq,pqco->ikcjlo", rows, columns, kernel)
+        matrix = matrix.reshape(h * w * inputs, h * w * outputs)
+        return (x.reshape(n, -1) @ matrix).reshape(n, h, w, outputs)
     neighbours = _neighbours(w, kernel_w, outputs)
     together = largest_divisor(neighbours, FEW_CHANNELS // inputs)
     margin = -(-(kernel_w // 2) // together)
