@@ -115,10 +115,6 @@ def fingerprint(folder: Path, config: Config) -> str:
     return digest.hexdigest()
 
 
-def _as_it_is(step: Callable[..., Any]) -> Callable[..., Any]:
-    return step
-
-
 class Bench:
     """Runs in folders of their own, with one reference to compare with."""
 
@@ -128,38 +124,27 @@ class Bench:
         self.split = make_split(self.dataset, config.data)
         self.mesh = parallel.make_mesh(jax.devices()[:1])
         parallel.keep_compiled(config.train.compilation_cache_dir)
-        self._steps: dict[int, Callable[..., Any]] = {}
-        self._compile = loop.compile_step
-        self._alter = _as_it_is
 
     def train(self, folder: Path, config: Config | None = None) -> state_lib.TrainState:
-        """Train on one device in this process; programs of earlier calls are used again."""
-        loop.compile_step = self._compile_once
-        try:
-            return loop.train(
-                self.config if config is None else config,
-                folder,
-                self.dataset,
-                self.split,
-                mesh=self.mesh,
-                progress=False,
-            )
-        finally:
-            loop.compile_step = self._compile
-
-    def _compile_once(self, config: Config, phase: Any, *rest: Any) -> Callable[..., Any]:
-        if phase.index not in self._steps:
-            self._steps[phase.index] = self._compile(config, phase, *rest)
-        return self._alter(self._steps[phase.index])
+        """Train on one device in this process."""
+        return loop.train(
+            self.config if config is None else config,
+            folder,
+            self.dataset,
+            self.split,
+            mesh=self.mesh,
+            progress=False,
+        )
 
     @contextlib.contextmanager
     def altered_steps(self, alter: Callable[[Callable], Callable]) -> Iterator[None]:
         """Train with updates that `alter` has wrapped."""
-        self._alter = alter
+        as_it_is = loop.compile_step
+        loop.compile_step = lambda *args: alter(as_it_is(*args))
         try:
             yield
         finally:
-            self._alter = _as_it_is
+            loop.compile_step = as_it_is
 
     def reference(self) -> Path:
         """The folder of the run that nothing happens to."""

@@ -6,9 +6,10 @@ setting that changes a pixel, so other settings or changed files never read stal
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,8 @@ class Dataset:
         """
         source = self.source(resolution)
         images = np.empty((len(indices), resolution, resolution, self.channels), np.uint8)
-        for row, index in enumerate(indices):
-            images[row] = fit_square(source[int(index)], resolution, "stretch")
+        for row, image in enumerate(source.each(indices)):
+            images[row] = fit_square(image, resolution, "stretch")
         return images
 
     def masks(
@@ -226,20 +227,44 @@ class LevelSource:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": {}, "_opened": {}}
 
-    def _record(self, part: int, row: int) -> Any:
+    def each(
+        self, indices: Sequence[int] | Int[np.ndarray, " n"]
+    ) -> Iterator[UInt8[np.ndarray, "height width channels"]]:
+        """The images of many records, in their order; read together, in half the time.
+
+        Raises:
+          DataError: a record is damaged.
+        """
+        for start in range(0, len(indices), _READ_TOGETHER):
+            some = [int(index) for index in indices[start : start + _READ_TOGETHER]]
+            rows: dict[int, set[int]] = {}
+            for part, row in map(self.place, some):
+                rows.setdefault(part, set()).add(row)
+            records: dict[tuple[int, int], Any] = {}
+            for part, wanted in rows.items():
+                # What cannot be read together is read alone, which names the damaged record.
+                with contextlib.suppress(*_DAMAGES):
+                    opened = self._part(part, min(wanted))
+                    read = zip(wanted, opened.__getitems__(list(wanted)), strict=True)
+                    records |= {(part, row): record for row, record in read}
+            for index in some:
+                yield self._decode(index, "image", records.get(self.place(index)))
+
+    def _part(self, part: int, row: int) -> Any:
+        """The records of a part, whose file reading `row` has opened."""
         opened = self._opened.get(part)
         if opened is not None:
-            return opened[row]
+            return opened
         with _FIRST_USE:
             if part not in self._known:
                 self._known[part] = _open_part(self._parts[part][0], self._resolution)
             # Its file is opened by the first record, and closed when no thread reads it any more.
             opened = dataclasses.replace(self._known[part])
-            record = opened[row]
+            opened[row]
             while len(self._opened) >= _MOST_OPEN:
                 del self._opened[next(iter(self._opened))]
             self._opened[part] = opened
-            return record
+            return opened
 
     def place(self, index: int) -> tuple[int, int]:
         """The part that holds record `index`, and its row there."""
@@ -248,16 +273,18 @@ class LevelSource:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return part, index - int(self._starts[part])
 
-    def _decode(self, index: int, feature: str) -> np.ndarray:
+    def _decode(self, index: int, feature: str, record: Any = None) -> np.ndarray:
         part, row = self.place(index)
         try:
-            record = self._record(part, row)
+            record = self._part(part, row)[row] if record is None else record
             return pyramid.decode_png(record[feature])
-        except (OSError, ValueError, SyntaxError, RuntimeError) as error:
+        except _DAMAGES as error:
             path = self._parts[part][0]
             raise damage(f"{path}: record {index}", error, path.parents[2]) from error
 
 
+_DAMAGES = (OSError, ValueError, SyntaxError, RuntimeError)
+_READ_TOGETHER = 32  # of the largest images, some 60 MB
 # Every open part holds a file of this process, which may have some hundreds.
 _MOST_OPEN = 64
 # TFDS imports itself piece by piece at first use: two threads that do so at once can wait for each

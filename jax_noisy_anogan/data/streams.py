@@ -202,7 +202,7 @@ class _RecordImages:
         self._indices = indices
 
     def __getitem__(self, rows: Int[np.ndarray, " n"]) -> Sequence[Image]:
-        return [self._source[int(self._indices[row])] for row in rows]
+        return list(self._source.each(self._indices[rows]))
 
 
 def _readable(
@@ -214,8 +214,7 @@ def _readable(
     if sum(math.prod(dataset.shape(int(index))) * share for index in indices) > memory_bytes:
         return _RecordImages(dataset, indices, resolution)
     if dataset.keeps_shape:
-        source = dataset.source(resolution)
-        return _KeptImages([source[int(index)] for index in indices])
+        return _KeptImages(list(dataset.source(resolution).each(indices)))
     return dataset.images(indices, resolution)
 
 

@@ -8,9 +8,11 @@ devices: on CPUs, already the number of virtual devices changes the last bits).
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -345,8 +347,27 @@ def compile_step(config: Config, phase: Phase, mesh: Mesh) -> Callable[..., Any]
 
     Beside the arguments of the step it takes one flag per device, and beside its metrics it returns
     whether any is set (`stopping`): all processes learn at the same step that one of them was
-    asked to stop.
+    asked to stop. A later training of the process with the same settings gets the same function,
+    traced and compiled.
     """
+    settings = (config.network, config.growth, config.loss, config.optim, config.search)
+    others = (config.train.encoder, config.data.channels, pixel_scale(config.data))
+    return _compiled_step(_Program(repr((settings, others)), phase, mesh, config))
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What an update depends on; its settings are compared as text, since a config can change."""
+
+    settings: str
+    phase: Phase
+    mesh: Mesh
+    config: Config = field(compare=False)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_step(program: _Program) -> Callable[..., Any]:
+    config, phase, mesh = copy.deepcopy(program.config), program.phase, program.mesh
     step = TrainStep(
         networks_of(config, phase),
         optimizer_of(config, phase),
