@@ -729,6 +729,32 @@ def test_records_of_many_parts_hold_few_files_open(tmp_path, monkeypatch):
                 np.testing.assert_array_equal(source[index][..., 0], expected)
     assert len(dataset) == 28
     assert _open_files() - before <= 4
+    together = dataset.images(range(28), 16)
+    np.testing.assert_array_equal(together, [source[index] for index in range(28)])
+    assert _open_files() - before <= 4
+
+
+def test_a_damaged_record_is_named_whether_read_alone_or_with_others(tmp_path):
+    dataset = _load(_plain(tmp_path / "data"), tmp_path)
+    (file,) = dataset.path.rglob("*r0016.array_record*")
+    whole = dataset.images(range(28), 16)
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    file.write_bytes(content)
+    source = dataset.source(16)
+    damaged = []
+    for index in range(28):
+        try:
+            np.testing.assert_array_equal(source[index], whole[index])
+        except DataError as error:
+            damaged.append((index, str(error)))
+    index, message = damaged[0]
+    assert f"record {index} is damaged" in message
+    assert "prepare again" in message
+    with pytest.raises(DataError) as raised:
+        dataset.images(range(28), 16)
+    assert str(raised.value) == message
 
 
 def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
