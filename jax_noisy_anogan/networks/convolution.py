@@ -38,11 +38,11 @@ _FILLED_CHANNELS = 32
 FEW_CHANNELS = 8
 
 
-def _neighbours(width: int, kernel_width: int, channels: int) -> int:
+def _neighbours(width: int, kernel_width: int, outputs: int) -> int:
     """How many pixels in a row to take as one; 1 where that would not help."""
-    if kernel_width == 1 or channels > FEW_CHANNELS:
+    if kernel_width == 1 or outputs > FEW_CHANNELS:
         return 1
-    neighbours = largest_divisor(width, _FILLED_CHANNELS // channels)
+    neighbours = largest_divisor(width, _FILLED_CHANNELS // outputs)
     return neighbours if neighbours >= kernel_width - 1 else 1
 
 
@@ -136,16 +136,16 @@ def _correlate(
     return found.transpose(1, 2, 0, 3)
 
 
-def _windows(x: Images, neighbours: int, kernel_w: int) -> Images:
+def _windows(x: Images, neighbours: int, kernel_width: int) -> Images:
     """All pixels that meet some cotangents in a row, as channels of one."""
     n, h, w, c = x.shape
-    margin = kernel_w // 2
+    margin = kernel_width // 2
     padded = jnp.pad(x, ((0, 0), (0, 0), (margin, neighbours - margin), (0, 0)))
-    here, next_ = (
+    here, beside = (
         part.reshape(n, h, w // neighbours, neighbours * c)
         for part in (padded[:, :, :w], padded[:, :, neighbours:])
     )
-    return jnp.concatenate([here, next_[..., : 2 * margin * c]], axis=-1)
+    return jnp.concatenate([here, beside[..., : 2 * margin * c]], axis=-1)
 
 
 def _kernel_gradient_in_pieces(
