@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from jax_noisy_anogan.scoring import calibration as calibration_lib
 from jax_noisy_anogan.scoring import maps as maps_lib
@@ -298,7 +298,7 @@ def test_the_bounded_optimum_meets_the_conditions_of_karush_kuhn_and_tucker(expe
     np.testing.assert_allclose(slope.sum(), 0, atol=1e-6)
 
 
-def test_few_abnormal_images_leave_the_weight_with_the_learned_term_and_many_do_not():
+def test_few_abnormal_images_leave_half_the_weight_with_the_learned_term_and_many_do_not():
     rng = np.random.default_rng(4)
     normal = rng.normal(size=(4_000, 3))
     # The first term was learned and knows less than the second; the third says nothing.
@@ -311,14 +311,28 @@ def test_few_abnormal_images_leave_the_weight_with_the_learned_term_and_many_do_
         return np.array(found.calibration.weights)
 
     few, many = weights(2, "t0"), weights(4_000, "t0")
-    assert few[0] > 0.5 > weights(2, "")[0]
+    np.testing.assert_allclose(few, [0.5, 0.25, 0.25], atol=0.12)
+    assert max(weights(2, "")) < 0.3
     assert max(few[1:]) < many[1]
     np.testing.assert_allclose(many, weights(4_000, ""), atol=0.05)
-    # With trusted ones it is shared.
+    # It counts as much as each trusted term.
     shared = weights(2, "t0", ("t2",))
-    assert shared[0] < few[0] - 0.2
-    assert shared[2] > few[2] + 0.2
+    np.testing.assert_allclose(shared, [0.5, 0, 0.5], atol=0.12)
+    np.testing.assert_allclose(weights(2, "t0", ("t1", "t2")), 1 / 3, atol=0.12)
     np.testing.assert_allclose(weights(4_000, "t0", ("t2",)), many, atol=0.05)
+
+
+def test_one_known_kind_that_every_term_finds_does_not_silence_the_terms_of_the_search():
+    rng = np.random.default_rng(8)
+
+    def terms(count, *means):
+        return {f"t{k}": rng.normal(mean, size=count) for k, mean in enumerate(means)}
+
+    normal, known, unknown = terms(100, 0, 0, 0), terms(60, 6, 6, 6), terms(500, 0, 4, 4)
+    found = fit(normal, known, rule="best_f1", false_positive_rate=0.05, learned="t0").calibration
+    assert found.weights[0] > max(found.weights[1:])
+    scores = np.concatenate([found.anomaly(normal), found.anomaly(unknown)])
+    assert roc_auc_score(np.arange(600) >= 100, scores) > 0.95  # by the learned term alone 0.5
 
 
 @pytest.mark.parametrize("rule", ["best_f1", "youden", "quantile"])

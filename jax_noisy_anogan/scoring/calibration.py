@@ -2,9 +2,10 @@
 
 Terms are standardised by validation normals. With known abnormal validation images their weights
 are those of a logistic regression (classes weighted equally, weights not negative: no term may
-speak for an image because it is unusual), which a few images move little from equal weights of the
-term that was trained against known abnormal images and of those that the caller trusts; with
-normals alone, or where no term tells the two apart, the trusted ones weigh the same, or all.
+speak for an image because it is unusual), which a few images move little from the weights that are
+expected: of the term that was trained against known abnormal images, and of those that the caller
+trusts. With normals alone, or where no term tells the two apart, the trusted ones weigh the same,
+or all.
 
 No threshold rests on an image that was fitted: thresholds are those of cross-fitted scores, of
 which each comes from a fit without the image (and the term `local` from map statistics without it,
@@ -198,8 +199,7 @@ def fit(
       groups: the part that each image shows; None: each one of its own.
       rule: "best_f1", "youden" or "quantile", see `fit_thresholds`.
       false_positive_rate: of the quantile thresholds.
-      learned: the term that was trained against known abnormal images, if any; few validation
-        images leave the weight with it and with the trusted ones.
+      learned: the term that was trained against known abnormal images, if any.
       trusted: terms that share the weight where nothing abnormal is known; none means all.
 
     Raises:
@@ -210,8 +210,7 @@ def fit(
     require_normals(len(normals))
     if not (np.isfinite(normals).all() and np.isfinite(abnormals).all()):
         raise CalibrationError("a term of a validation image is not finite")
-    expected = np.array([float(name == learned or name in trusted) for name in names])
-    expected /= max(expected.sum(), 1.0)
+    expected = _expected_weights(names, learned, trusted)
     balance = np.array([float(name in (trusted or names)) for name in names])
     whole = _fit_linear(normals, abnormals, expected, balance)
     if whole.balanced and balance.sum() == 1:
@@ -289,6 +288,28 @@ def _spread(normal: Float[np.ndarray, " n"], threshold: float) -> float:
     """
     way = abs(threshold - float(np.median(normal)))
     return max(float(normal.std(ddof=1)), 0.1 * way, 1e-6 * (1.0 + abs(threshold)))
+
+
+def _expected_weights(
+    names: Sequence[str], learned: str, trusted: Sequence[str]
+) -> Float[np.ndarray, " terms"]:
+    """The learned term counts as much as each trusted one; without those, as all others together.
+
+    Where nothing was learned and no term is trusted, nothing is expected: all are 0.
+
+    The learned term alone would be blind to kinds of abnormal images that training did not know:
+    with one digit of nine known, every term tells that one from normal images, and D alone none
+    of the others so well. AUROC on nine digits, 62 images of one in validation, of four trainings
+    whose test images decided nothing else: D alone 0.887, this 0.942, all terms alike 0.947.
+    Cross-fitted AUROC of validation images where all kinds are known (Table 2, six runs with 8
+    known images): 0.938, 0.925, 0.909.
+    """
+    learns = np.array([float(name == learned) for name in names])
+    trusts = np.array([float(name in trusted) for name in names])
+    if learned and not trusted:
+        trusts = (1.0 - learns) / (1.0 - learns).sum()
+    expected = learns + trusts
+    return expected / max(expected.sum(), 1.0)
 
 
 class _Linear(NamedTuple):
