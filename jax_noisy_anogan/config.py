@@ -327,7 +327,9 @@ class NetworkConfig:
         512, "number of components of a latent z", at_least=1, at_most=_LARGEST_WIDTH
     )
     prior: str = setting(
-        "uniform", "distribution p_z of latents: uniform on [-1, 1], or normal", choices=PRIORS
+        "uniform",
+        "distribution p_z of latents: uniform on [-1, 1] or normal, then scaled to a sphere",
+        choices=PRIORS,
     )
     stddev_group: int = setting(
         4,
@@ -552,8 +554,8 @@ class SearchConfig:
         8,
         "images (tiles of tiled models) that a device searches at once, rounded up to a multiple "
         "of eight from two on: one to 64 take about as long per image on a CPU, accelerators want "
-        "more; the last digits of a score depend on it, so that evaluation, scoring of files, API "
-        "and export of a run keep to it",
+        "more; a score depends on it, after a long search by up to some per cent, so that "
+        "evaluation, scoring of files, API and export of a run keep to it",
         at_least=1,
         at_most=_LARGEST_BATCH,
     )
@@ -1073,7 +1075,7 @@ def main() -> None:
         "Written by `python -m jax_noisy_anogan.config`; the settings themselves are stated in "
         "`jax_noisy_anogan/config.py`.\n\n"
         "A command that reads a config file takes a setting as `--config.loss.gamma=0.5`; one that "
-        "works on a finished run takes `--set search.steps=100`.\n"
+        "works on a finished run takes `--set`, as `evaluate --set search.steps=100`.\n"
     )
     for item in dataclasses.fields(Config):
         print(settings.document(type(getattr(Config(), item.name)), item.name))

@@ -114,7 +114,7 @@ def changes_of(workdir: Path, config: Config) -> list[str]:
 def settle_config(workdir: Path, config: Config) -> None:
     """Write `config.json`, where `changes_of` allows it.
 
-    Where scores change, `calibration.json` is removed until an evaluation has come to its end:
+    Where scores change, `calibration.json` is removed until an evaluation has fitted another:
     scores of the new settings are never judged by thresholds of the old ones.
 
     Raises:
