@@ -161,18 +161,20 @@ def test_cells_of_other_settings_are_told_and_not_used(bench, tmp_path):
 
 def test_the_time_to_come_is_that_of_kept_cells_of_the_kind(bench, monkeypatch):
     monkeypatch.setitem(runner._SECONDS, "quick", {"sad competitors": 600.0, "sad": 1.0})
-    names = ["sad-0-1-0", "sad-0-1-1", "sad-2-3-0.05", "sad-0-1-competitors", "figure6-tiled-1"]
+    names = ["sad-0-0-0", "sad-0-1-0", "sad-0-1-1"]
+    names += ["sad-2-3-0.05", "sad-0-1-competitors", "figure6-tiled-1"]
     cells = [Cell(name, 0, lambda: {}) for name in names]
-    _fill(bench, cells[:2], lambda cell: {"seconds": 0})
-    for cell, seconds in zip(cells[:2], (3_000, 6_000), strict=True):
+    _fill(bench, cells[:3], lambda cell: {"seconds": 0})
+    # One was only measured again, one stood still for a night.
+    for cell, seconds in zip(cells[:3], (5, 30_000, 4_500), strict=True):
         (file,) = bench.folder.glob(f"{cell.name}-*.json")
         file.write_text(json.dumps({"seconds": seconds}))
-    # 4500 s, which is the mean of two, and 600 s, by two at once.
-    expected = "3 of 5 cells to compute, about 42 minutes in 2 processes, 1 of unknown length"
+    # 4500 s and 600 s, by two at once.
+    expected = "3 of 6 cells to compute, about 42 minutes in 2 processes, 1 of unknown length"
     assert runner.outlook(bench, cells, 2) == expected
     one = "1 of 1 cells to compute, about 10 minutes in 1 process"
-    assert runner.outlook(bench, cells[3:4], 1) == one
-    assert runner.outlook(bench, cells[4:], 2) == "1 of 1 cells to compute, 1 of unknown length"
+    assert runner.outlook(bench, cells[4:5], 1) == one
+    assert runner.outlook(bench, cells[5:], 2) == "1 of 1 cells to compute, 1 of unknown length"
     assert runner.outlook(bench, cells[:2], 2) == "0 of 2 cells to compute"
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -107,7 +108,8 @@ def outlook(bench: Bench, cells: Sequence[Cell], processes: int) -> str:
         if (values := bench.kept(cell)) is not None:
             kept.setdefault(_kind(cell), []).append(values["seconds"])
     known = dict(_SECONDS.get(bench.size, {}))
-    known |= {kind: sum(seconds) / len(seconds) for kind, seconds in kept.items()}
+    # A cell that was stopped for a while, or only measured again, says nothing of the others.
+    known |= {kind: statistics.median(seconds) for kind, seconds in kept.items()}
     counts = Counter(map(_kind, missing))
     unknown = sum(count for kind, count in counts.items() if kind not in known)
     left = sum(count * known.get(kind, 0.0) for kind, count in counts.items()) / processes
