@@ -7,6 +7,8 @@ abnormal puzzles are known, and the cells of a tested puzzle are searched togeth
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -41,6 +43,8 @@ _SHOWN = 4
 _TILE, _BORDER = 32, 2  # a cell as MNIST's own digits lie: 28 pixels within 32
 _GRID = CELLS * CELL_SIDE
 _WHOLE = (SIDE, SIDE)
+# Of images in [-1, 1]: a difference of 2 is kept as 255.
+_BYTES_PER_DIFFERENCE = 127.5
 _TILED_SCORES = ("difference", "score", "discriminator", CALIBRATED)
 _WHOLE_SCORES = ("difference", "attribution")
 _DENSE_SCORES = ("dense", "distance")
@@ -154,12 +158,12 @@ def _tiled_cell(bench: Bench, method: str) -> Cell:
             scores[CALIBRATED].append(measured.calibration.calibrated(terms))
             if number < shown:
                 whole = [_uncovered(r.reconstruction[..., 0].astype(np.float32)) for r in found]
-                pictures_of["input"].append(puzzle[..., 0].tolist())
-                pictures_of["reconstruction"].append(np.rint(_stitched(whole)).astype(int).tolist())
-                pictures_of["difference"].append(np.round(_stitched(maps), 3).tolist())
+                pictures_of["input"].append(puzzle[..., 0])
+                pictures_of["reconstruction"].append(_stitched(whole))
+                pictures_of["difference"].append(_stitched(maps) * _BYTES_PER_DIFFERENCE)
         return {
             **_measured(is_three, scores),
-            "pictures": pictures_of,
+            "pictures": {name: packed(images) for name, images in pictures_of.items()},
             "scores": {s: np.array(scores[s][:shown]).tolist() for s in (CALIBRATED,)},
             "threes": is_three[:shown].tolist(),
         }
@@ -178,12 +182,12 @@ def _whole_cell(bench: Bench) -> Cell:
         return {
             **_of_maps(is_three, found, _WHOLE_SCORES),
             "pictures": {
-                "reconstruction": [
-                    enlarged(r.reconstruction[..., 0], _WHOLE).tolist() for r in found[:_SHOWN]
-                ],
-                "difference": [
-                    np.round(enlarged(r.difference, _WHOLE), 3).tolist() for r in found[:_SHOWN]
-                ],
+                "reconstruction": packed(
+                    [enlarged(r.reconstruction[..., 0], _WHOLE) for r in found[:_SHOWN]]
+                ),
+                "difference": packed(
+                    [enlarged(r.difference, _WHOLE) * _BYTES_PER_DIFFERENCE for r in found[:_SHOWN]]
+                ),
             },
         }
 
@@ -326,13 +330,31 @@ def _measured(is_three: Bool[np.ndarray, "n 11 11"], scores: dict[str, list[Any]
     }
 
 
+def packed(images: Sequence[Float[np.ndarray, "height width"]]) -> str:
+    """Square images of 0..255, one below the other, as a PNG in text: a cell stays small."""
+    stacked = np.rint(np.concatenate(images)).clip(0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(stacked).save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _unpacked(text: str) -> UInt8[np.ndarray, "n side side"]:
+    stacked = np.asarray(Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]))
+    side = stacked.shape[1]
+    return stacked.reshape(-1, side, side)
+
+
+def _differences(cell: Values) -> Float[np.ndarray, "n side side"]:
+    return _unpacked(cell["pictures"]["difference"]) / _BYTES_PER_DIFFERENCE
+
+
 def _picture(bench: Bench, listed: list[Cell]) -> pictures.Picture | None:
     """Inputs with the 3s outlined, drawings, differences, and the calibrated score of each cell."""
     tiled, whole = bench.kept(listed[0]), bench.kept(listed[2])
     if tiled is None:
         return None
     threes = np.array(tiled["threes"])
-    inputs = np.array(tiled["pictures"]["input"], np.uint8)[..., None]
+    inputs = _unpacked(tiled["pictures"]["input"])[..., None]
     outlined = np.stack(
         [
             pictures.outlined(x, cell_mask(t), line=(255, 60, 60))
@@ -349,16 +371,14 @@ def _picture(bench: Bench, listed: list[Cell]) -> pictures.Picture | None:
     low, high = np.quantile(score, [0.05, 0.98])
     rows = [
         outlined,
-        np.array(tiled["pictures"]["reconstruction"], np.uint8)[..., None],
-        pictures.difference_image(np.array(tiled["pictures"]["difference"]), 2.0),
+        _unpacked(tiled["pictures"]["reconstruction"])[..., None],
+        pictures.difference_image(_differences(tiled), 2.0),
         pictures.colour(heat, low=float(low), high=float(high), name=pictures.DIFFERENCES),
     ]
     labels = ["input, 3s outlined", "tiled: G(z)", "tiled: difference", "tiled: calibrated"]
     if whole is not None:
-        rows.append(
-            np.rint(np.array(whole["pictures"]["reconstruction"])).astype(np.uint8)[..., None]
-        )
-        rows.append(pictures.difference_image(np.array(whole["pictures"]["difference"]), 2.0))
+        rows.append(_unpacked(whole["pictures"]["reconstruction"])[..., None])
+        rows.append(pictures.difference_image(_differences(whole), 2.0))
         labels += ["whole: G(z)", "whole: difference"]
     count = min(map(len, rows))
     return pictures.rows_of_images([row[:count] for row in rows], labels)
