@@ -37,6 +37,7 @@ from jax_noisy_anogan.reproduction import mnist_table as mnist
 from jax_noisy_anogan.reproduction.cells import Bench, Cell, identity
 from jax_noisy_anogan.reproduction.results import Result, mean_and_deviation
 from jax_noisy_anogan.reproduction.runner import CellsFailedError, UnfinishedError
+from jax_noisy_anogan.settings import replaced
 
 ROOT = Path(__file__).parents[1]
 
@@ -331,6 +332,12 @@ def test_tiles_of_cells_come_back_to_their_places():
     np.testing.assert_allclose(figure6._stitched(cells), puzzle[..., 0], atol=1e-3)
 
 
+def test_the_pictures_of_a_cell_come_back_from_its_text():
+    images = np.random.default_rng(0).uniform(-3.0, 258.0, (3, 20, 20))
+    back = figure6._unpacked(figure6.packed(list(images)))
+    np.testing.assert_array_equal(back, images.round().clip(0, 255))
+
+
 def test_a_cell_that_lights_up_has_the_highest_mean_at_any_resolution():
     threes = np.zeros((11, 11), bool)
     threes[2, 9] = threes[10, 0] = True
@@ -453,9 +460,11 @@ def test_every_other_experiment_from_data_to_tables(tiny, tmp_path, monkeypatch,
     monkeypatch.setattr(deep_sad_sweeps, "POLLUTIONS", deep_sad_sweeps.POLLUTIONS[2:4])
     monkeypatch.setattr(deep_sad_sweeps, "RATIOS", deep_sad_sweeps.RATIOS[:2])
     monkeypatch.setattr(figure6, "_puzzles", lambda bench: 2)
-    for name in ("_tile_settings", "puzzle_config"):
-        original = getattr(figure6, name)
-        monkeypatch.setattr(figure6, name, lambda bench, original=original: _tiny(original(bench)))
+    tiles, puzzles = figure6._tile_settings, figure6.puzzle_config
+    # Tiles have 32 pixels whatever the settings, and are looked at as they are.
+    whole = {"growth.start_resolution": 32, "growth.resolution": 32}
+    monkeypatch.setattr(figure6, "_tile_settings", lambda b: replaced(_tiny(tiles(b)), whole))
+    monkeypatch.setattr(figure6, "puzzle_config", lambda b: _tiny(puzzles(b)))
     bench = dataclasses.replace(
         tiny,
         roots={"caltech256": str(tmp_path / "caltech")},
