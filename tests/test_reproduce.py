@@ -334,7 +334,7 @@ def test_tiles_of_cells_come_back_to_their_places():
 
 def test_the_pictures_of_a_cell_come_back_from_its_text():
     images = np.random.default_rng(0).uniform(-3.0, 258.0, (3, 20, 20))
-    back = figure6._unpacked(figure6.packed(list(images)))
+    back = figure6._unpacked(figure6._packed(list(images)))
     np.testing.assert_array_equal(back, images.round().clip(0, 255))
 
 

@@ -397,7 +397,7 @@ def test_figure_6_shows_every_score_of_every_mode(bench):
     def values(cell):
         names = (*figure6._TILED_SCORES, *figure6._WHOLE_SCORES, *figure6._DENSE_SCORES)
         number = zlib.crc32(cell.name.encode())
-        grey = figure6.packed(np.full((2, 224, 224), number % 251))
+        grey = figure6._packed(np.full((2, 224, 224), number % 251))
         return {
             "auroc": {name: _figure(cell.name, "auroc", name) for name in names},
             "cells": number,

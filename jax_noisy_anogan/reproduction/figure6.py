@@ -163,7 +163,7 @@ def _tiled_cell(bench: Bench, method: str) -> Cell:
                 pictures_of["difference"].append(_stitched(maps) * _BYTES_PER_DIFFERENCE)
         return {
             **_measured(is_three, scores),
-            "pictures": {name: packed(images) for name, images in pictures_of.items()},
+            "pictures": {name: _packed(images) for name, images in pictures_of.items()},
             "scores": {s: np.array(scores[s][:shown]).tolist() for s in (CALIBRATED,)},
             "threes": is_three[:shown].tolist(),
         }
@@ -182,10 +182,10 @@ def _whole_cell(bench: Bench) -> Cell:
         return {
             **_of_maps(is_three, found, _WHOLE_SCORES),
             "pictures": {
-                "reconstruction": packed(
+                "reconstruction": _packed(
                     [enlarged(r.reconstruction[..., 0], _WHOLE) for r in found[:_SHOWN]]
                 ),
-                "difference": packed(
+                "difference": _packed(
                     [enlarged(r.difference, _WHOLE) * _BYTES_PER_DIFFERENCE for r in found[:_SHOWN]]
                 ),
             },
@@ -330,7 +330,7 @@ def _measured(is_three: Bool[np.ndarray, "n 11 11"], scores: dict[str, list[Any]
     }
 
 
-def packed(images: Sequence[Float[np.ndarray, "height width"]]) -> str:
+def _packed(images: Sequence[Float[np.ndarray, "height width"]]) -> str:
     """Square images of 0..255, one below the other, as a PNG in text: a cell stays small."""
     stacked = np.rint(np.concatenate(images)).clip(0, 255).astype(np.uint8)
     stream = io.BytesIO()
